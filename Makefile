@@ -1,0 +1,56 @@
+# make demo   set up and run the main job, offline
+# make test   set up and run the tests
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+FNABENCH_ASSETS ?= assets
+export FNABENCH_ASSETS
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help setup demo test check format wheel bench test-slurm leaderboard clean
+
+help:  ## the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*##(.*)/\1\t\2/' | expand -t 16
+
+setup: $(READY)  ## .venv with the versions of constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup  ## the main job on the bundled default, offline
+	@if [ -f "$(FNABENCH_ASSETS)/vit_tiny_augreg_fp16.safetensors" ]; then \
+	  $(BIN)/python -m fnabench task=classification data=imagenet_sample model=vit_tiny attention=fna; \
+	else \
+	  echo "make demo: FNABENCH_ASSETS=$(FNABENCH_ASSETS) does not hold vit_tiny_augreg_fp16.safetensors and imagenet_sample/;" \
+	       "nothing was run. Point FNABENCH_ASSETS to them." >&2; exit 2; \
+	fi
+
+test: setup  ## the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+check: setup  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup  ## write the format and the safe lint fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: setup  ## build the wheel and run a job from it in a fresh venv in an empty folder
+	BIN=$(CURDIR)/$(BIN) tests/wheel.sh
+
+bench: setup  ## the harness's own speed, side by side; writes results/bench/
+	$(BIN)/python -m fnabench.bench
+
+test-slurm: setup  ## a sweep through a real one-node Slurm (installs Debian's packages; needs root)
+	PATH=$(CURDIR)/$(BIN):$$PATH tests/slurm/run.sh
+
+leaderboard: setup  ## results/LEADERBOARD.md from the records
+	$(BIN)/python -m fnabench leaderboard
+
+clean:  ## remove what setup made
+	rm -rf $(VENV)

@@ -1,0 +1,90 @@
+"""The seam between a model and an attention variant: what goes in, what comes out, what it costs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fnabench.errors import ImpossibleError
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+    from fnabench.attention.layers import AttentionLayer
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionInputs:
+    """Everything that the core of one attention layer may look at."""
+
+    q: Float[Tensor, "B H N D"]
+    k: Float[Tensor, "B H N D"]
+    v: Float[Tensor, "B H N D"]
+    x: Float[Tensor, "B N C"]
+    """The block's input: the residual stream before its LayerNorm."""
+    layer: int
+    """Index of the block, from 0."""
+    scale: float
+    """Factor on the logits, usually 1/sqrt(D)."""
+    num_prefix: int
+    """Leading tokens that are no patches: CLS and registers."""
+    mask: Tensor | None = None
+    """As in scaled_dot_product_attention: bool (True = may attend) or additive, broadcastable to [B, H, N, N]."""
+    is_causal: bool = False
+    memo: dict[str, Any] = field(default_factory=dict)
+    """Shared by the attached layers of one forward and empty at its start; landmarks live here."""
+
+    def key_mask(self) -> Bool[Tensor, "B N"] | None:
+        """The mask as one flag per key, True = may be attended; ImpossibleError where it is more than that."""
+        if self.is_causal:
+            raise ImpossibleError("a causal mask cannot be honoured by this attention variant; use attention=exact")
+        if self.mask is None:
+            return None
+        if self.mask.dtype.is_floating_point or self.mask.dim() != 4 or self.mask.shape[1:3] != (1, 1):
+            raise ImpossibleError(
+                f"an attention mask of shape {list(self.mask.shape)} and {self.mask.dtype} cannot be honoured by this "
+                "attention variant: only a boolean key mask [B, 1, 1, N] can; use attention=exact"
+            )
+        return self.mask[:, 0, 0].expand(self.q.shape[0], -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionShape:
+    """The sizes of one attention layer, known before any weight is loaded."""
+
+    num_tokens: int
+    num_heads: int
+    head_dim: int
+    num_channels: int
+    num_prefix: int
+
+
+class Attention(ABC):
+    """An attention variant: its subclass is one final, frozen, keyword-only dataclass whose fields are its settings.
+
+    Calling it maps AttentionInputs to the attention output [B, H, N, D], before the output projection.
+    """
+
+    is_exact: ClassVar[bool] = False
+    """True where the output is softmax attention itself, so that the choice of layers changes nothing."""
+
+    def attach(self, layers: Iterable[AttentionLayer]) -> None:
+        """Make this variant the core of the layers."""
+        for layer in layers:
+            layer.attach(self)
+
+    def check(self, shape: AttentionShape) -> None:  # noqa: B027  (most variants fit every shape)
+        """Raise ImpossibleError if the variant cannot run on layers of this shape."""
+
+    @abstractmethod
+    def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]: ...
+
+    @abstractmethod
+    def macs(self, shape: AttentionShape, num_layers: int) -> int:
+        """Multiply-accumulates of `num_layers` layers for one image: matrix products, landmark selection included.
+
+        Softmax, normalisation and comparisons are not counted, and neither are the projections around the core.
+        """

@@ -1,0 +1,65 @@
+"""Solving the landmark system: effective values V' with A V' = U, where A is a row-softmax matrix."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from fnabench.errors import one_of
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+INVERSES = ("newton_schulz", "ridge", "pinv")
+
+
+def effective_values(
+    a: Float[Tensor, "*batch M M"],
+    u: Float[Tensor, "*batch M D"],
+    inverse: str,
+    num_iterations: int = 6,
+    ridge: float = 1e-3,
+) -> Float[Tensor, "*batch M D"]:
+    """V' in fp32, contiguous, by one of INVERSES; nothing depends on the other matrices of the batch.
+
+    newton_schulz: the third-order iteration of Nystromformer, Z <- Z (13 I - AZ (15 I - AZ (7 I - AZ))) / 4 from
+        Z = A^T / (largest column sum). Six iterations do not converge on purpose: they regularise.
+        4 M^3 MACs an iteration.
+    ridge: (A^T A + r I)^-1 A^T U by Cholesky; r > 0 bounds what an ill-conditioned A can do.
+    pinv: the exact pseudo-inverse by SVD; explodes where one sink takes most of the attention.
+    """
+    a, u = a.float(), u.float()
+    if inverse == "newton_schulz":
+        return newton_schulz(a, num_iterations) @ u
+    if inverse == "ridge":
+        gram = a.mT @ a
+        gram.diagonal(dim1=-2, dim2=-1).add_(ridge)
+        # The solver returns columns next to each other; the fused attention kernels want rows.
+        return torch.cholesky_solve(a.mT @ u, torch.linalg.cholesky_ex(gram).L).contiguous()
+    if inverse == "pinv":
+        return torch.linalg.pinv(a) @ u
+    raise one_of("inverse", inverse, INVERSES)
+
+
+def newton_schulz(a: Float[Tensor, "*batch M M"], num_iterations: int) -> Float[Tensor, "*batch M M"]:
+    """The approximate inverse after `num_iterations` third-order Newton-Schulz steps."""
+    z = a.mT / a.sum(-2, keepdim=True).amax(-1, keepdim=True)
+    identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    for _ in range(num_iterations):
+        az = a @ z
+        z = 0.25 * z @ (13 * identity - az @ (15 * identity - az @ (7 * identity - az)))
+    return z
+
+
+def macs_of_inverse(inverse: str, num_landmarks: int, head_dim: int, num_iterations: int) -> int:
+    """Multiply-accumulates of `effective_values` for one head."""
+    m, d = num_landmarks, head_dim
+    if inverse == "newton_schulz":
+        return 4 * num_iterations * m**3 + m * m * d
+    if inverse == "ridge":  # Gram matrix, Cholesky, right-hand side, two triangular solves
+        return m**3 + m**3 // 6 + 2 * m * m * d
+    if inverse == "pinv":  # the SVD is counted as 10 products, LAPACK's usual figure
+        return 10 * m**3 + m * m * d
+    raise one_of("inverse", inverse, INVERSES)

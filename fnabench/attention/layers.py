@@ -1,0 +1,158 @@
+"""The layers of a pretrained model whose attention can be replaced, and how some of them are chosen."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, overload
+
+from torch import nn
+
+from fnabench.attention.base import Attention, AttentionInputs, AttentionShape
+from fnabench.errors import BadInputError, ImpossibleError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+@dataclass
+class ForwardState:
+    """What the attached layers of one model share while a forward runs."""
+
+    attached: set[int] = field(default_factory=set)
+    """Indices of the layers that a variant is attached to."""
+    memo: dict[str, Any] = field(default_factory=dict)
+    """Emptied before the first attached layer of a forward and after the last."""
+    block_input: Tensor | None = None
+
+
+class AttentionLayer(ABC):
+    """One self-attention module of a library's model; a family's subclass says how its forward is taken apart.
+
+    Attaching overrides `forward` on the module instance: modules, parameters and state_dict keys stay as they are, and
+    detaching restores the untouched module. The block is watched only for its input.
+    """
+
+    def __init__(self, native: nn.Module, block: nn.Module, index: int, num_prefix: int, state: ForwardState) -> None:
+        self.native = native
+        self.block = block
+        self.index = index
+        self.num_prefix = num_prefix
+        self.state = state
+        self.core: Attention | None = None
+        self._hook: Any = None
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "B N C"], *args: Any, **kwargs: Any) -> Float[Tensor, "B N C"]:
+        """The native forward with `self.attend` in place of its attention core."""
+
+    @abstractmethod
+    def shape(self, num_tokens: int) -> AttentionShape:
+        """The sizes of this layer for inputs of `num_tokens` tokens."""
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None, is_causal: bool
+    ) -> Float[Tensor, "B H N D"]:
+        """Hand the projected tokens to the attached variant."""
+        if self.core is None or self.state.block_input is None:
+            raise RuntimeError(f"layer {self.index} was called through the seam with nothing attached")
+        inputs = AttentionInputs(
+            q=q, k=k, v=v, x=self.state.block_input, layer=self.index, scale=scale, num_prefix=self.num_prefix,
+            mask=mask, is_causal=is_causal, memo=self.state.memo,
+        )  # fmt: skip
+        output = self.core(inputs)
+        self.state.block_input = None
+        if self.index == max(self.state.attached):
+            self.state.memo.clear()
+        return output
+
+    def attach(self, core: Attention) -> None:
+        """Send this layer's attention through `core`, until detached or attached to another."""
+        self.detach()
+        self.core = core
+        self.state.attached.add(self.index)
+        self.native.forward = self.forward
+        self._hook = self.block.register_forward_pre_hook(self._before_block)
+
+    def detach(self) -> None:
+        """Give the module back as the library made it."""
+        if self.core is not None:
+            self._hook.remove()
+            self.state.attached.discard(self.index)
+            del self.native.__dict__["forward"]
+            self.core = self._hook = None
+
+    def _before_block(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.index == min(self.state.attached):
+            self.state.memo.clear()
+        self.state.block_input = args[0]
+
+
+class LayerStack(Sequence[AttentionLayer]):
+    """The replaceable layers of one model, in order of depth; they share one ForwardState."""
+
+    def __init__(self, layers: Sequence[AttentionLayer]) -> None:
+        if not layers:
+            raise ImpossibleError("the model has no attention layer that can be replaced")
+        self._layers = tuple(layers)
+
+    @overload
+    def __getitem__(self, index: int) -> AttentionLayer: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[AttentionLayer, ...]: ...
+    def __getitem__(self, index: int | slice) -> AttentionLayer | tuple[AttentionLayer, ...]:
+        return self._layers[index]
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __iter__(self) -> Iterator[AttentionLayer]:
+        return iter(self._layers)
+
+    def select(self, selection: LayerSelection) -> tuple[AttentionLayer, ...]:
+        """The layers that a selection such as "half" or "13:" names."""
+        return tuple(self[index] for index in select_layers(selection, len(self)))
+
+    def detach(self) -> None:
+        """Detach every layer."""
+        for layer in self:
+            layer.detach()
+
+
+LayerSelection = str | int | Sequence[int]
+
+
+def select_layers(selection: LayerSelection, num_layers: int) -> list[int]:
+    """The block indices that a selection names, ascending and without repeats.
+
+    "half" is the last half of the blocks (the paper's choice), "all" every block, "13:" or "3:9" a Python slice,
+    an int or a list of ints those blocks; negative numbers count from the end.
+    """
+    text = str(selection).strip()
+    if text == "half":
+        return list(range(num_layers // 2, num_layers))
+    if text == "all":
+        return list(range(num_layers))
+    if isinstance(selection, str) and ":" in text:
+        try:
+            chosen = list(range(num_layers))[slice(*(int(part) if part.strip() else None for part in text.split(":")))]
+        except (ValueError, TypeError):
+            raise _bad_selection(selection, num_layers) from None
+    else:
+        try:
+            items = [text] if isinstance(selection, str | int) else list(selection)
+            chosen = [int(item) + (num_layers if int(item) < 0 else 0) for item in items]
+        except (ValueError, TypeError):
+            raise _bad_selection(selection, num_layers) from None
+    if not chosen or not all(0 <= index < num_layers for index in chosen):
+        raise _bad_selection(selection, num_layers)
+    return sorted(set(chosen))
+
+
+def _bad_selection(selection: object, num_layers: int) -> BadInputError:
+    return BadInputError(
+        f"layers={selection} names no block of this model; allowed: half, all, a slice such as '{num_layers // 2}:', "
+        f"or a list of blocks such as [0,{num_layers - 1}] (0..{num_layers - 1})"
+    )

@@ -1,0 +1,93 @@
+"""The Hydra entry: what a composed configuration does, and how mistakes are told."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from fnabench.errors import FnabenchError, OutOfMemoryError, one_of
+
+PACKAGE = Path(__file__).resolve().parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+"""The configurations: packed into the wheel, or beside the package in a clone."""
+FORMATS = ("table", "json")
+USER_ERRORS = (FnabenchError, HydraException, OmegaConfBaseException)
+
+_failed_jobs: list[int] = []
+
+
+def main() -> None:
+    """Compose and run one job or a sweep; exit code 2 when a job failed by a mistake of the user."""
+    show_traceback = bool(os.environ.get("HYDRA_FULL_ERROR"))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
+    entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
+    try:
+        entry()
+    except USER_ERRORS as error:
+        if show_traceback:
+            raise
+        sys.exit(_tell(error))
+    if _failed_jobs:
+        sys.exit(2)
+
+
+def job(cfg: DictConfig) -> None:
+    """One run. In a sweep that runs here, a mistake is told at once and the next job goes on."""
+    try:
+        _run(cfg)
+    except USER_ERRORS as error:
+        here = HydraConfig.get().launcher._target_.endswith("BasicLauncher")
+        if not here or os.environ.get("FNABENCH_DEBUG"):
+            raise
+        _failed_jobs.append(_tell(error))
+
+
+def _run(cfg: DictConfig) -> None:
+    from fnabench.experiment import Experiment
+    from fnabench.report import print_table, to_json
+    from fnabench.run import run
+    from fnabench.store import Store
+
+    if cfg.format not in FORMATS:
+        raise one_of("format", cfg.format, FORMATS)
+    tracker = hydra.utils.instantiate(cfg.tracker)
+    experiment = Experiment.of(cfg, HydraConfig.get().runtime.choices)
+    outcome = run(experiment, Store(Path(cfg.results_dir)), rerun=cfg.rerun)
+    print_table(outcome, to_stderr=cfg.format == "json")
+    if cfg.format == "json":
+        print(to_json(outcome), flush=True)
+    if outcome.is_new and (line := tracker.log(outcome.folder)):
+        print(line, file=sys.stderr)
+    if outcome.record.status != "complete":
+        raise OutOfMemoryError(
+            f"out of memory with loader.batch_size={cfg.loader.batch_size} and probe.batch_size={cfg.probe.batch_size}; "
+            f"recorded in {outcome.folder}; choose smaller ones, a smaller model.image_size or another device"
+        )
+
+
+def _tell(error: Exception) -> int:
+    """Print a mistake as one line on stderr; returns the exit code for it."""
+    print(f"fnabench: {_one_line(error)}", file=sys.stderr, flush=True)
+    return 2
+
+
+def _one_line(error: BaseException) -> str:
+    """What went wrong in one line: our own errors as they are, Hydra's without its search path."""
+    while not isinstance(error, FnabenchError) and isinstance(error.__cause__, USER_ERRORS + (TypeError,)):
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    if missing := re.search(
+        r"Could not find '(?P<group>[^']*)/(?P<name>[^']*)' Available options in '[^']*': (?P<all>.*?)( Config|$)", text
+    ):
+        return str(one_of(missing["group"], missing["name"], missing["all"].split()))
+    if mandatory := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{mandatory[1]} has no default; give {mandatory[1]}=..."
+    return re.sub(r" (full_key|Config search path|Set the environment).*", "", text)

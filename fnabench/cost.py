@@ -1,0 +1,264 @@
+"""What an attention variant costs and saves: latency, memory and multiply-accumulates against exact attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fnabench.attention.base import Attention, AttentionInputs
+from fnabench.attention.exact import Exact
+from fnabench.attention.free import Free
+from fnabench.attention.layers import AttentionLayer
+from fnabench.attention.native import Native
+from fnabench.errors import BadInputError
+from fnabench.loader import Batch
+from fnabench.macs import attention_macs, count_macs, crossover_tokens
+from fnabench.memory import Memory, peak_memory
+from fnabench.models.base import Backbone
+from fnabench.statistics import Estimate, ratio_of_medians
+from fnabench.timing import Arm, Timings, interleave
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Forward = Callable[[Backbone, Batch], object]
+
+BACKENDS = {
+    "cpu": (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH),
+    "cuda": (
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.CUDNN_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.MATH,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """How the cost is measured."""
+
+    batch_size: int = 8
+    num_rounds: int = 10
+    """Each times every arm twice; 0 measures no cost at all."""
+    memory: bool = True
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.num_rounds < 0:
+            raise BadInputError(
+                f"probe.batch_size={self.batch_size} must be at least 1 and probe.num_rounds={self.num_rounds} at least 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Milliseconds for one batch."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Exact and variant, measured side by side. Ratios are exact over variant: above 1 the variant is better."""
+
+    batch_size: int
+    num_rounds: int
+    num_warm_up_rounds: int
+    settled: bool
+    """Whether the warm-up times had come to agree before the timing began."""
+    sdpa_backend: str
+    """The backend that the exact arm ran: the fastest of those that this machine has."""
+    latency: Latency
+    exact_latency: Latency
+    attention_latency: Latency | None
+    """The cores of the replaced layers alone, landmark selection included; None for native, which has no core."""
+    exact_attention_latency: Latency
+    latency_ratio: Estimate
+    attention_latency_ratio: Estimate | None
+    ceiling: Estimate
+    """The end-to-end ratio if the replaced attention were free, measured with a core that does nothing."""
+    memory: Memory | None
+    exact_memory: Memory | None
+    macs: int
+    """For one image, attention included."""
+    exact_macs: int
+    ceiling_macs: float
+    """exact_macs over what is left of them without the replaced attention."""
+    crossover_tokens: int | None
+    """From so many tokens on the variant needs fewer multiply-accumulates; None where it never does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """The cost with every repeat behind it."""
+
+    cost: Cost
+    end_to_end: Timings
+    attention: Timings
+
+
+def measure_cost(
+    backbone: Backbone,
+    attention: Attention,
+    layers: Sequence[AttentionLayer],
+    forward: Forward,
+    batch: Batch,
+    probe: Probe,
+    seed: int = 0,
+    on_step: Callable[[], None] = lambda: None,
+) -> Measurement:
+    """Probe a variant on these layers of the backbone against exact attention on the same layers."""
+    exact, free = Exact(), Free()
+    device = batch.images.device
+    with torch.inference_mode():
+        captured = capture_inputs(backbone, layers, forward, batch)
+        backend = fastest_backend(captured[0], device)
+
+        def end_to_end(core: Attention) -> Arm:
+            return Arm(
+                prepare=partial(attach_alone, backbone, core, layers),
+                run=partial(_run_with, backend if core is exact else None, partial(forward, backbone, batch)),
+            )
+
+        def cores_alone(core: Attention) -> Arm:
+            return Arm(
+                prepare=lambda: None,
+                run=partial(_run_with, backend if core is exact else None, partial(run_cores, core, captured)),
+            )
+
+        whole = interleave(
+            {"exact": end_to_end(exact), "variant": end_to_end(attention), "free": end_to_end(free)},
+            probe.num_rounds, device, seed, on_step,
+        )  # fmt: skip
+        has_core = not isinstance(attention, Native)
+        arms = {"exact": cores_alone(exact)} | ({"variant": cores_alone(attention)} if has_core else {})
+        cores = interleave(arms, probe.num_rounds, device, seed, on_step)
+        macs_without = _macs_without_attention(backbone, layers, forward, batch)
+    shapes = [layer.shape(captured[0].q.shape[2]) for layer in layers]
+    exact_macs = macs_without + attention_macs(exact, shapes)
+    memories = {
+        name: _memory(backbone, core, layers, forward, batch) if probe.memory else None
+        for name, core in (("exact", exact), ("variant", attention))
+    }
+    backbone.layers.detach()
+    exact_times = whole.per_round("exact")
+    cost = Cost(
+        batch_size=probe.batch_size,
+        num_rounds=probe.num_rounds,
+        num_warm_up_rounds=whole.num_warm_up_rounds,
+        settled=whole.settled and cores.settled,
+        sdpa_backend=backend.name.lower(),
+        latency=_latency(whole, "variant"),
+        exact_latency=_latency(whole, "exact"),
+        attention_latency=_latency(cores, "variant") if has_core else None,
+        exact_attention_latency=_latency(cores, "exact"),
+        latency_ratio=ratio_of_medians(exact_times, whole.per_round("variant"), seed),
+        attention_latency_ratio=ratio_of_medians(cores.per_round("exact"), cores.per_round("variant"), seed)
+        if has_core
+        else None,
+        ceiling=ratio_of_medians(exact_times, whole.per_round("free"), seed),
+        memory=memories["variant"],
+        exact_memory=memories["exact"],
+        macs=macs_without + attention_macs(attention, shapes),
+        exact_macs=exact_macs,
+        ceiling_macs=exact_macs / macs_without,
+        crossover_tokens=crossover_tokens(attention, exact, shapes),
+    )
+    return Measurement(cost=cost, end_to_end=whole, attention=cores)
+
+
+def attach_alone(backbone: Backbone, core: Attention, layers: Sequence[AttentionLayer]) -> None:
+    """Attach a variant to these layers and leave every other layer native."""
+    backbone.layers.detach()
+    core.attach(layers)
+
+
+def capture_inputs(
+    backbone: Backbone, layers: Sequence[AttentionLayer], forward: Forward, batch: Batch
+) -> list[AttentionInputs]:
+    """What the cores of these layers are given in one exact forward."""
+    recorder = _Recorder(captured=[])
+    attach_alone(backbone, recorder, layers)
+    forward(backbone, batch)
+    backbone.layers.detach()
+    return recorder.captured
+
+
+def run_cores(core: Attention, captured: Sequence[AttentionInputs]) -> Tensor:
+    """Run a variant on captured inputs as one forward would: with one memo for all layers, empty at the start."""
+    memo: dict[str, object] = {}
+    for inputs in captured:
+        output = core(replace(inputs, memo=memo))
+    return output
+
+
+def fastest_backend(inputs: AttentionInputs, device: torch.device) -> SDPBackend:
+    """The fused-attention backend on which exact attention is fastest here, of those that take these inputs."""
+    times = {}
+    for backend in BACKENDS[device.type]:
+        run = partial(_run_with, backend, partial(Exact(), inputs))
+        try:
+            timings = interleave({"exact": Arm(prepare=lambda: None, run=run)}, 3, device)
+        except RuntimeError:  # this backend does not take these inputs on this device
+            continue
+        times[backend] = np.median(timings.per_round("exact"))
+    return min(times, key=lambda backend: times[backend])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Recorder(Exact):
+    captured: list[AttentionInputs]
+
+    def __call__(self, inputs: AttentionInputs) -> Tensor:
+        self.captured.append(inputs)
+        return super().__call__(inputs)
+
+
+def _run_with(backend: SDPBackend | None, run: Callable[[], object]) -> None:
+    if backend is None:
+        run()
+        return
+    with _preferring(backend):
+        run()
+
+
+@contextmanager
+def _preferring(backend: SDPBackend) -> Iterator[None]:
+    """This backend where it applies; other attention of the model, such as pooling, may need another."""
+    others = [other for other in (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH) if other is not backend]
+    with sdpa_kernel([backend, *others], set_priority=True) if backend is not SDPBackend.MATH else sdpa_kernel(backend):
+        yield
+
+
+def _macs_without_attention(
+    backbone: Backbone, layers: Sequence[AttentionLayer], forward: Forward, batch: Batch
+) -> int:
+    """For one image: everything but the cores of these layers."""
+    one = Batch(images=batch.images[:1], samples=batch.samples[:1])
+    attach_alone(backbone, Free(), layers)
+    macs = count_macs(partial(forward, backbone, one))
+    backbone.layers.detach()
+    return macs
+
+
+def _latency(timings: Timings, arm: str) -> Latency:
+    times = [repeat.wall_ms for repeat in timings.repeats if repeat.arm == arm]
+    p10, median, p90 = np.quantile(times, [0.1, 0.5, 0.9])
+    return Latency(median_ms=float(median), p10_ms=float(p10), p90_ms=float(p90))
+
+
+def _memory(
+    backbone: Backbone, core: Attention, layers: Sequence[AttentionLayer], forward: Forward, batch: Batch
+) -> Memory:
+    attach_alone(backbone, core, layers)
+    one = Batch(images=batch.images[:1], samples=batch.samples[:1])
+    return peak_memory(partial(forward, backbone, batch), partial(forward, backbone, one), batch.images.device)

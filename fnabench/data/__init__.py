@@ -1,0 +1,1 @@
+"""Sources of images with labels, captions, masks or questions."""

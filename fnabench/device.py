@@ -1,0 +1,36 @@
+"""Where tensors live and in which precision."""
+
+from __future__ import annotations
+
+import torch
+
+from fnabench.errors import MissingError, one_of
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; "auto" is the first GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise one_of("device", name, ("auto", "cpu", "cuda", "cuda:1"))
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise MissingError(f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices; use device=cpu")
+    return device
+
+
+def choose_dtype(name: str) -> torch.dtype:
+    """The floating-point type that weights and activations have."""
+    if name not in DTYPES:
+        raise one_of("dtype", name, DTYPES)
+    return DTYPES[name]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine refused an allocation."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

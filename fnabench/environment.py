@@ -1,0 +1,134 @@
+"""Where a run ran: machine, libraries and the state of the harness's own code."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+LIBRARIES = ("fnabench", "torch", "torchvision", "timm", "transformers", "open_clip_torch", "numpy", "hydra-core")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """What nvidia-smi says of the device; None where it does not say."""
+
+    name: str
+    driver: str | None
+    sm_clock_mhz: str | None
+    memory_clock_mhz: str | None
+    throttle_reasons: str | None
+    other_processes: int | None
+    """Compute processes on the device besides this one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Everything about the machine and the software that a number may depend on."""
+
+    python: str
+    platform: str
+    cpu: str
+    num_cpus: int
+    """That this process may use."""
+    num_threads: int
+    gpu: Gpu | None
+    libraries: dict[str, str]
+    matmul_tf32: bool
+    cudnn_tf32: bool
+    commit: str | None
+    """Of fnabench's own checkout; None when installed from a package."""
+    dirty: bool | None
+    """Whether tracked files of that checkout were changed."""
+
+
+def describe_environment(device: torch.device) -> Environment:
+    """The environment of a run on this device, at this moment."""
+    commit, dirty = _checkout()
+    return Environment(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpu=cpu_name(),
+        num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        num_threads=torch.get_num_threads(),
+        gpu=_gpu(device) if device.type == "cuda" else None,
+        libraries=library_versions(),
+        matmul_tf32=torch.backends.cuda.matmul.allow_tf32,
+        cudnn_tf32=torch.backends.cudnn.allow_tf32,
+        commit=commit,
+        dirty=dirty,
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words, as far as a result may depend on it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{cpu_name()}, {torch.get_num_threads()} threads"
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """The installed versions of what computes."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+@cache
+def cpu_name() -> str:
+    """The processor's model."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _checkout() -> tuple[str | None, bool | None]:
+    """Commit and state of fnabench's own checkout: a package installed below another project's checkout is not it."""
+    here = Path(__file__).resolve()
+    if _output("git", "-C", str(here.parent), "ls-files", "--error-unmatch", here.name) is None:
+        return None, None
+    commit = _output("git", "-C", str(here.parent), "rev-parse", "HEAD")
+    changes = _output("git", "-C", str(here.parent), "status", "--porcelain", "--untracked-files=no")
+    return commit, None if changes is None else bool(changes)
+
+
+def _gpu(device: torch.device) -> Gpu:
+    index = str(device.index or 0)
+    fields = ("driver_version", "clocks.sm", "clocks.mem", "clocks_throttle_reasons.active")
+    query = _output("nvidia-smi", "-i", index, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits")
+    driver, sm, memory, throttle = (
+        [value.strip() for value in query.split(",")] if query and query.count(",") == 3 else [None] * 4
+    )
+    processes = _output("nvidia-smi", "-i", index, "--query-compute-apps=pid", "--format=csv,noheader")
+    pids = set(processes.split()) - {str(os.getpid())} if processes is not None else None
+    return Gpu(
+        name=torch.cuda.get_device_name(device),
+        driver=driver,
+        sm_clock_mhz=sm,
+        memory_clock_mhz=memory,
+        throttle_reasons=throttle,
+        other_processes=None if pids is None else len(pids),
+    )
+
+
+def _output(*command: str) -> str | None:
+    """What a command prints, or None where it is not there or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

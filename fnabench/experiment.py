@@ -1,0 +1,123 @@
+"""An experiment before it runs: its parts, whether they fit together, and the key of its result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from fnabench.attention.base import Attention
+from fnabench.attention.exact import Exact
+from fnabench.attention.layers import LayerSelection, select_layers
+from fnabench.contract import Task
+from fnabench.cost import Probe
+from fnabench.data.base import Source
+from fnabench.device import choose_device, choose_dtype
+from fnabench.environment import device_name, library_versions
+from fnabench.errors import BadInputError
+from fnabench.identity import digest, digest_of_code, settings
+from fnabench.models.base import Blueprint, Model
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Experiment:
+    """A task on a data set with a model and an attention variant."""
+
+    task: Task
+    source: Source
+    model: Model
+    attention: Attention
+    probe: Probe
+    layers: LayerSelection
+    """Which blocks the variant replaces; "all" for exact attention, since there the choice changes nothing."""
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int
+    num_workers: int
+    seed: int
+    names: Mapping[str, str]
+    """The chosen name of each part, by its kind."""
+    config: Mapping[str, Any]
+    """The resolved configuration."""
+
+    @classmethod
+    def of(cls, cfg: DictConfig, choices: Mapping[str, str]) -> Experiment:
+        """The experiment that a composed configuration describes; nothing is loaded yet."""
+        parts = {
+            name: instantiate(cfg[name], _convert_="all") for name in ("task", "data", "model", "attention", "probe")
+        }
+        attention, device = parts["attention"], choose_device(cfg.device)
+        if cfg.loader.batch_size < 1 or (cfg.loader.num_workers or 0) < 0:
+            raise BadInputError(f"loader={dict(cfg.loader)}: batch_size must be at least 1 and num_workers at least 0")
+        selection = OmegaConf.to_container(cfg.layers) if OmegaConf.is_list(cfg.layers) else cfg.layers
+        return cls(
+            task=parts["task"],
+            source=parts["data"],
+            model=parts["model"],
+            attention=attention,
+            probe=parts["probe"],
+            layers="all" if attention.is_exact else selection,
+            device=device,
+            dtype=choose_dtype(cfg.dtype),
+            batch_size=cfg.loader.batch_size,
+            num_workers=cfg.loader.num_workers,
+            seed=cfg.seed,
+            names={kind: choices[kind] for kind in ("task", "data", "model", "attention")},
+            config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
+        )
+
+    @property
+    def is_twin(self) -> bool:
+        """Whether this is exact attention through the seam, which every other run is compared with."""
+        return type(self.attention) is Exact
+
+    def twin(self) -> Experiment:
+        """The same experiment with exact attention."""
+        names = {**self.names, "attention": "exact"}
+        return self if self.is_twin else replace(self, attention=Exact(), layers="all", names=names)
+
+    def check(self) -> None:
+        """Refuse what cannot be run, before weights or images are read."""
+        self.task.check(self.model, self.blueprint, self.source)
+        for index in self.layer_indices:
+            self.attention.check(self.blueprint.shapes[index])
+        self.model.check()
+        self.source.check()
+
+    @cached_property
+    def blueprint(self) -> Blueprint:
+        """The sizes of the model."""
+        return self.model.blueprint()
+
+    @property
+    def layer_indices(self) -> list[int]:
+        """The blocks whose attention is replaced."""
+        return select_layers(self.layers, len(self.blueprint.shapes))
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that changes the result."""
+        return {
+            "task": settings(self.task),
+            "data": self.source.fingerprint(),
+            "model": settings(self.model) | {"weights": self.model.weights_hash()},
+            "attention": settings(self.attention),
+            "layers": self.layer_indices,
+            "probe": settings(self.probe),
+            "batch_size": self.batch_size,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": device_name(self.device),
+            "seed": self.seed,
+            "libraries": library_versions(),
+            "code": digest_of_code((self.task, self.source, self.model, self.attention)),
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of the identity."""
+        return digest(self.identity)

@@ -1,0 +1,101 @@
+"""Batches of a source on their way to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from fnabench.data.base import Sample, Source
+from fnabench.errors import BadInputError, FnabenchError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from PIL import Image
+    from torch import Tensor
+
+    Transform = Callable[[Image.Image], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Images ready for the model, and what the data set knows about them."""
+
+    images: Float[Tensor, "B 3 height width"]
+    samples: tuple[Sample, ...]
+    """Without their images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loader:
+    """All samples of a source in order, decoded and transformed in worker processes; the last batch may be short."""
+
+    source: Source
+    transform: Transform
+    batch_size: int
+    num_workers: int
+    device: torch.device
+    dtype: torch.dtype
+    on_batch: Callable[[int], None] = lambda num_samples: None
+    """Told the number of samples each time a batch has been used."""
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __iter__(self) -> Iterator[Batch]:
+        on_gpu = self.device.type == "cuda"
+        batches = DataLoader(
+            _Transformed(self.source, self.transform),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=_collate,
+            pin_memory=on_gpu,
+        )
+        for collated in batches:
+            if isinstance(collated, FnabenchError):
+                raise collated
+            images, samples = collated
+            yield Batch(images=images.to(self.device, self.dtype, non_blocking=on_gpu), samples=samples)
+            self.on_batch(len(samples))
+
+    def first(self, size: int) -> Batch:
+        """The first samples as one batch, over and over where the source is shorter."""
+        items = _Transformed(self.source, self.transform)
+        collated = _collate([items[position % len(self.source)] for position in range(size)])
+        if isinstance(collated, FnabenchError):
+            raise collated
+        images, samples = collated
+        return Batch(images=images.to(self.device, self.dtype), samples=samples)
+
+
+_Item = tuple["Tensor", Sample] | FnabenchError
+
+
+class _Transformed(Dataset[_Item]):
+    def __init__(self, source: Source, transform: Transform) -> None:
+        self.source = source
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> _Item:
+        # An error travels as a value: raised in a worker it would arrive wrapped in that worker's traceback.
+        try:
+            sample = self.source[index]
+            if sample.image is None:
+                raise BadInputError(f"sample {sample.id} has no image")
+            return self.transform(sample.image), sample.without_image()
+        except FnabenchError as error:
+            return error
+
+
+def _collate(items: Sequence[_Item]) -> tuple[Tensor, tuple[Sample, ...]] | FnabenchError:
+    for item in items:
+        if isinstance(item, FnabenchError):
+            return item
+    images, samples = zip(*items, strict=True)  # type: ignore[arg-type]
+    return torch.stack(images), samples

@@ -1,0 +1,99 @@
+"""Peak memory of one call, in a pass of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What a call needs on top of the model and its inputs."""
+
+    peak_mib: float
+    """CUDA: most bytes allocated; CPU: peak resident size above the idle process."""
+    reserved_mib: float | None
+    """CUDA: most bytes the caching allocator held, model included; None on a CPU."""
+    method: str
+
+
+def peak_memory(call: Callable[[], object], warm_up: Callable[[], object], device: torch.device) -> Memory:
+    """The peak of `call`. On a CPU both run in a fresh process, so they must be picklable; `warm_up` pays there for
+    whatever is allocated once, and should be a small version of the same call."""
+    return _on_cuda(call, device) if device.type == "cuda" else _in_fresh_process(call, warm_up)
+
+
+def _on_cuda(call: Callable[[], object], device: torch.device) -> Memory:
+    call()
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    idle = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    return Memory(
+        peak_mib=(torch.cuda.max_memory_allocated(device) - idle) / MIB,
+        reserved_mib=torch.cuda.max_memory_reserved(device) / MIB,
+        method="cuda allocator",
+    )
+
+
+def _in_fresh_process(call: Callable[[], object], warm_up: Callable[[], object]) -> Memory:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(sender, call, warm_up, torch.get_num_threads()), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        result = receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"the process that measures memory ended with exit code {process.exitcode}") from None
+    process.join()
+    if isinstance(result, BaseException):
+        raise result
+    return result  # type: ignore[no-any-return]
+
+
+def _measure(sender: Connection, call: Callable[[], object], warm_up: Callable[[], object], num_threads: int) -> None:
+    try:
+        torch.set_num_threads(num_threads)
+        with torch.inference_mode():
+            warm_up()
+            method = _forget_peak()
+            idle_mib = _resident_peak_mib()
+            call()
+            peak_mib = _resident_peak_mib() - idle_mib
+        sender.send(Memory(peak_mib=peak_mib, reserved_mib=None, method=method))
+    except Exception as error:  # whatever went wrong is raised again in the parent
+        sender.send(error)
+    finally:
+        sender.close()
+
+
+def _forget_peak() -> str:
+    """Let the peak start again at the present resident size, where the system can; says how it is measured."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return "fresh process, peak resident size since its start"
+    return "fresh process, peak resident size"
+
+
+def _resident_peak_mib() -> float:
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MIB if sys.platform == "darwin" else 1024)

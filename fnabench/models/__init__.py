@@ -1,0 +1,1 @@
+"""Pretrained backbones: how each family is loaded and where its attention is cut out."""

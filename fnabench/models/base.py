@@ -1,0 +1,88 @@
+"""What a model is before its weights are loaded, and what a backbone can do after."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from fnabench.attention.base import AttentionShape
+from fnabench.attention.layers import LayerStack
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from PIL import Image
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """The sizes of a model, had without its weights."""
+
+    shapes: tuple[AttentionShape, ...]
+    """One per replaceable layer, in order of depth."""
+    image_size: tuple[int, int]
+    """Height and width in pixels."""
+    num_classes: int
+    """Width of the library's own classification head; 0 without one."""
+
+
+class Model(ABC):
+    """How to get a backbone: its subclass is one final, frozen, keyword-only dataclass whose fields are the settings."""
+
+    description: str = ""
+    """A few words for the head of a table, such as "bundled, 5 M parameters"."""
+
+    @property
+    @abstractmethod
+    def offers(self) -> frozenset[str]:
+        """What the loaded backbone will be able to do, of "classify", "embed", "patches", "text", "generate"."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise MissingError or BadInputError if the weights cannot be had; loads nothing."""
+
+    @abstractmethod
+    def blueprint(self) -> Blueprint:
+        """The sizes of the model; ImpossibleError where its attention cannot be replaced."""
+
+    @abstractmethod
+    def weights_hash(self) -> str:
+        """A hash over the content of the weights."""
+
+    @abstractmethod
+    def load(self, device: torch.device, dtype: torch.dtype) -> Backbone:
+        """The backbone with its weights, in eval mode."""
+
+
+class Backbone:
+    """A loaded model with its replaceable layers. Each thing that it cannot do raises NotImplementedError, and
+    Model.offers says so beforehand."""
+
+    module: nn.Module
+    layers: LayerStack
+    transform: Callable[[Image.Image], Float[Tensor, "3 height width"]]
+
+    def classify(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B classes"]:
+        """Logits of the library's own classification head."""
+        raise NotImplementedError(f"{type(self).__name__} has no classification head")
+
+    def encode_image(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B E"]:
+        """One embedding an image."""
+        raise NotImplementedError(f"{type(self).__name__} has no image embedding")
+
+    def encode_patches(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B N C"]:
+        """The final patch tokens, row by row, without prefix tokens."""
+        raise NotImplementedError(f"{type(self).__name__} has no patch tokens")
+
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "T E"]:
+        """One embedding a text, in the space of encode_image."""
+        raise NotImplementedError(f"{type(self).__name__} has no text tower")
+
+    def generate(self, images: Float[Tensor, "B 3 height width"], prompts: Sequence[str]) -> list[str]:
+        """A greedy answer to each prompt about its image."""
+        raise NotImplementedError(f"{type(self).__name__} has no decoder")

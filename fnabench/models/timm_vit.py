@@ -1,0 +1,154 @@
+"""timm's Vision Transformers: any architecture name with a local checkpoint or a pinned hub revision."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+from timm.data import create_transform
+
+from fnabench.errors import BadInputError, ImpossibleError
+from fnabench.identity import LOCATION
+from fnabench.models.base import Backbone, Blueprint, Model
+from fnabench.models.timm_layers import timm_layers
+from fnabench.models.weights_file import find_weights, hash_file, is_hub_id
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from PIL import Image
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmVit(Model):
+    """A timm Vision Transformer. What is None is taken from timm's own settings for the architecture, or from the
+    config.json that lies beside weights on the hub."""
+
+    checkpoint: str = field(metadata=LOCATION)
+    """A weights file that timm can read, or hf-hub:owner/name@revision."""
+    architecture: str | None = None
+    image_size: int | tuple[int, int] | None = None
+    """Pixels, one number or height and width; other than native, the position embedding is interpolated."""
+    num_classes: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: str | None = None
+    crop_pct: float | None = None
+    description: str = ""
+
+    @property
+    def offers(self) -> frozenset[str]:
+        return frozenset({"embed", "patches"} | ({"classify"} if self.settings["num_classes"] else set()))
+
+    def check(self) -> None:
+        find_weights(self.checkpoint)
+
+    def weights_hash(self) -> str:
+        return hash_file(find_weights(self.checkpoint))
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The preprocessing and sizes in force."""
+        found: dict[str, Any] = {}
+        if is_hub_id(self.checkpoint):
+            beside = json.loads(find_weights(self.checkpoint, "config.json").read_text())
+            found = beside.get("pretrained_cfg", {}) | {
+                k: beside[k] for k in ("architecture", "num_classes") if k in beside
+            }
+        architecture = (self.architecture or found.get("architecture") or "").split(".")[0]
+        if not timm.is_model(architecture):
+            close = ", ".join(timm.list_models(f"*{architecture[:8]}*")[:5]) if architecture else ""
+            raise BadInputError(
+                f"model.architecture={architecture or None} is not one of timm's models"
+                + (f"; close names: {close}" if close else "; give a name that timm.list_models() prints")
+            )
+        if not found:
+            found = timm.get_pretrained_cfg(self.architecture or architecture).to_dict()
+        own = {
+            "num_classes": self.num_classes, "mean": self.mean, "std": self.std,
+            "interpolation": self.interpolation, "crop_pct": self.crop_pct,
+        }  # fmt: skip
+        return (
+            found | {"architecture": architecture} | {name: value for name, value in own.items() if value is not None}
+        )
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        size = self.image_size or tuple(self.settings["input_size"][-2:])
+        height, width = (size, size) if isinstance(size, int) else (int(edge) for edge in size)
+        return height, width
+
+    def blueprint(self) -> Blueprint:
+        with torch.device("meta"):
+            module = self._create()
+        stack = timm_layers(module)
+        patch_height, patch_width = module.patch_embed.patch_size
+        height, width = self.size
+        if height < patch_height or width < patch_width or height % patch_height or width % patch_width:
+            raise ImpossibleError(
+                f"model.image_size={height}x{width} is no multiple of the {patch_height}x{patch_width} patch; "
+                f"the nearest is {_nearest(height, patch_height)}x{_nearest(width, patch_width)}"
+            )
+        num_tokens = (height // patch_height) * (width // patch_width) + module.num_prefix_tokens
+        return Blueprint(
+            shapes=tuple(layer.shape(num_tokens) for layer in stack),
+            image_size=(height, width),
+            num_classes=module.num_classes,
+        )
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> TimmBackbone:
+        path = find_weights(self.checkpoint)
+        overlay = {"file": str(path), "num_classes": self.settings["num_classes"], "custom_load": path.suffix == ".npz"}
+        try:
+            module = self._create(pretrained=True, pretrained_cfg_overlay=overlay)
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
+            reason = str(error).replace("\n", " ")[:300]
+            raise BadInputError(
+                f"the weights in {path} do not fit {self.settings['architecture']}: {reason}"
+            ) from error
+        module = module.to(device, dtype).eval().requires_grad_(False)
+        return TimmBackbone(module, _transform(self.settings, self.size))
+
+    def _create(self, **options: Any) -> Any:
+        options |= {"img_size": self.size, "num_classes": self.settings["num_classes"]}
+        try:
+            return timm.create_model(self.settings["architecture"], **options)
+        except (TypeError, AssertionError) as error:
+            raise ImpossibleError(
+                f"model.architecture={self.settings['architecture']} at image_size={self.size} cannot be built as a "
+                f"Vision Transformer: {error}"
+            ) from error
+
+
+class TimmBackbone(Backbone):
+    """A loaded timm Vision Transformer."""
+
+    def __init__(self, module: Any, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.module = module
+        self.layers = timm_layers(module)
+        self.transform = transform
+
+    def classify(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B classes"]:
+        return self.module(images)  # type: ignore[no-any-return]
+
+    def encode_image(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B E"]:
+        return self.module.forward_head(self.module.forward_features(images), pre_logits=True)  # type: ignore[no-any-return]
+
+    def encode_patches(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B N C"]:
+        return self.module.forward_features(images)[:, self.module.num_prefix_tokens :]  # type: ignore[no-any-return]
+
+
+def _transform(settings: dict[str, Any], size: tuple[int, int]) -> Callable[[Image.Image], Tensor]:
+    names = ("interpolation", "mean", "std", "crop_pct", "crop_mode")
+    chosen = {name: settings[name] for name in names if settings.get(name) is not None}
+    return create_transform(input_size=(3, *size), **chosen)  # type: ignore[no-any-return]
+
+
+def _nearest(edge: int, patch: int) -> int:
+    return max(patch, round(edge / patch) * patch)

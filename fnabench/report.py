@@ -1,0 +1,167 @@
+"""A run as people and scripts read it: one table of at most 100 columns, or one JSON object."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fnabench.cost import Cost
+from fnabench.record import Record
+from fnabench.run import Outcome
+from fnabench.statistics import Estimate
+
+WIDTH = 100
+"""Columns that every table fits."""
+MISSING = "-"
+
+
+def to_json(outcome: Outcome) -> str:
+    """The run in one line for scripts; percentages as fractions, memory in MiB, MACs for one image."""
+    record, exact, cost = outcome.record, outcome.exact, outcome.record.cost
+    comparison = record.comparison
+    values: dict[str, Any] = {
+        "task": record.task,
+        "data": record.data,
+        "model": record.model,
+        "attention": record.attention,
+        "status": record.status,
+        "metric": record.metric,
+        "score": record.score and record.score.value,
+        "exact": exact.score and exact.score.value,
+        "difference": comparison and comparison.difference.value,
+        "difference_ci": comparison and _ends(comparison.difference),
+        "agreement": comparison and comparison.agreement,
+        "latency_ratio": cost and cost.latency_ratio.value,
+        "latency_ratio_ci": cost and _ends(cost.latency_ratio),
+        "attention_latency_ratio": cost and cost.attention_latency_ratio and cost.attention_latency_ratio.value,
+        "ceiling": cost and cost.ceiling.value,
+        "peak_mib": cost and cost.memory and cost.memory.peak_mib,
+        "exact_peak_mib": cost and cost.exact_memory and cost.exact_memory.peak_mib,
+        "macs": cost and cost.macs,
+        "exact_macs": cost and cost.exact_macs,
+        "num_samples": record.num_samples,
+        "num_tokens": record.num_tokens,
+        "key": record.key,
+        "exact_key": record.exact_key,
+        "record": str(outcome.folder),
+        "new": outcome.is_new,
+    }
+    return json.dumps(values)
+
+
+def print_table(outcome: Outcome, *, to_stderr: bool) -> None:
+    """The run beside its exact twin, and what lies between them."""
+    console = Console(stderr=to_stderr)
+    if not console.is_terminal:  # a pipe or a log file has no width of its own
+        console.width = WIDTH
+    record, exact = outcome.record, outcome.exact
+    table = Table(title=_head(record), caption=_foot(outcome), title_justify="left", caption_justify="left")
+    table.add_column("", no_wrap=True)
+    table.add_column("exact", justify="right")
+    table.add_column(record.attention if record is not exact else "exact again", justify="right")
+    table.add_column("difference or ratio [95 % interval]", justify="right", no_wrap=True)
+    for row in _accuracy_rows(record, exact) + (_cost_rows(record.cost) if record.cost else []):
+        table.add_row(*row)
+    console.print(table)
+
+
+def _accuracy_rows(record: Record, exact: Record) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for name, score in record.scores.items():
+        difference = MISSING
+        if name == record.metric and record.comparison:
+            difference = _percent_points(record.comparison.difference)
+        theirs = exact.scores.get(name)
+        rows.append((f"{name} (%)", _percent(theirs), _percent(score), difference))
+    if not record.scores:
+        rows.append((f"{record.metric} (%)", _percent(exact.score), record.status, MISSING))
+    if record.comparison and record.comparison.agreement is not None:
+        rows.append(("agreement with exact (%)", "", f"{100 * record.comparison.agreement:.1f}", ""))
+    return rows
+
+
+def _cost_rows(cost: Cost) -> list[tuple[str, str, str, str]]:
+    attention = cost.attention_latency
+    rows = [
+        (
+            "latency end to end (ms)",
+            f"{cost.exact_latency.median_ms:.1f}",
+            f"{cost.latency.median_ms:.1f}",
+            _ratio(cost.latency_ratio),
+        ),
+        (
+            "latency attention only (ms)",
+            f"{cost.exact_attention_latency.median_ms:.1f}",
+            f"{attention.median_ms:.1f}" if attention else MISSING,
+            _ratio(cost.attention_latency_ratio) if cost.attention_latency_ratio else MISSING,
+        ),
+        ("ceiling: attention for free", "", "", _ratio(cost.ceiling)),
+    ]
+    if cost.memory and cost.exact_memory:
+        ours, theirs = cost.memory.peak_mib, cost.exact_memory.peak_mib
+        rows.append(("peak memory (MiB)", f"{theirs:.1f}", f"{ours:.1f}", f"x{theirs / ours:.2f}" if ours else MISSING))
+    ratio = cost.exact_macs / cost.macs
+    rows.append(("GMACs an image", f"{cost.exact_macs / 1e9:.3f}", f"{cost.macs / 1e9:.3f}", f"x{ratio:.3f}"))
+    return rows
+
+
+def _head(record: Record) -> str:
+    """What ran on what."""
+
+    def named(kind: str) -> str:
+        name, words = getattr(record, kind), record.descriptions.get(kind)
+        return f"{name} ({words})" if words else name
+
+    size = "x".join(str(edge) for edge in record.image_size)
+    return (
+        f"{record.task} of {named('data')} with {named('model')}\n"
+        f"{record.num_samples} images of {size} px, {record.num_tokens} tokens, attention={record.attention} "
+        f"{_settings(record)}in {_layers(record)}"
+    )
+
+
+def _settings(record: Record) -> str:
+    values = {name: value for name, value in record.identity["attention"].items() if name != "class"}
+    return f"({', '.join(f'{name}={value}' for name, value in values.items())}) " if values else ""
+
+
+def _layers(record: Record) -> str:
+    first, last = record.layers[0], record.layers[-1]
+    whole = len(record.layers) == last - first + 1
+    blocks = f"{first}..{last}" if whole else ", ".join(map(str, record.layers))
+    return f"{len(record.layers)} of {record.num_layers} blocks ({blocks})"
+
+
+def _foot(outcome: Outcome) -> str:
+    record, cost = outcome.record, outcome.record.cost
+    lines = []
+    if cost:
+        steady = "settled" if cost.settled else "NOT settled: read the times with care"
+        crossover = f"{cost.crossover_tokens:,} tokens" if cost.crossover_tokens else "no number of tokens"
+        lines.append(
+            f"batch {cost.batch_size}, {cost.num_rounds} rounds of ABBA, warm-up {steady}, exact by {cost.sdpa_backend}; "
+            f"fewer MACs than exact from {crossover}; x above 1: better than exact"
+        )
+    gpu = record.environment.gpu
+    lines.append(f"{gpu.name if gpu else record.environment.cpu}, {record.identity['dtype']}")
+    lines.append(f"{'new record' if outcome.is_new else 'record exists, nothing was computed'}: {outcome.folder}")
+    return "\n".join(lines)
+
+
+def _percent(score: Estimate | None) -> str:
+    return MISSING if score is None else f"{100 * score.value:.2f}"
+
+
+def _percent_points(difference: Estimate) -> str:
+    return f"{100 * difference.value:+.2f} [{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
+
+
+def _ratio(ratio: Estimate) -> str:
+    return f"x{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+
+
+def _ends(estimate: Estimate) -> tuple[float, float]:
+    return estimate.low, estimate.high

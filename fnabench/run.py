@@ -1,0 +1,142 @@
+"""One experiment from top to bottom: check, look up, evaluate, measure, record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from fnabench.cost import Measurement, attach_alone, measure_cost
+from fnabench.device import is_out_of_memory
+from fnabench.environment import describe_environment
+from fnabench.experiment import Experiment
+from fnabench.loader import Loader
+from fnabench.models.base import Backbone
+from fnabench.progress import steps
+from fnabench.record import Record
+from fnabench.scores import Scores
+from fnabench.statistics import compare, estimate
+from fnabench.store import Store, read_scores
+from fnabench.timing import MOST_WARM_UP_ROUNDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run gives: its record, its exact twin's, and whether anything was computed."""
+
+    record: Record
+    exact: Record
+    folder: Path
+    is_new: bool
+
+
+def run(experiment: Experiment, store: Store, *, rerun: bool = False) -> Outcome:
+    """The record of an experiment, from the store or computed now; its exact twin's is had first."""
+    experiment.check()
+    backbone = cache(lambda: experiment.model.load(experiment.device, experiment.dtype))
+    twin = experiment.twin()
+    exact, is_new = _obtain(twin, None, store, backbone, rerun=rerun and experiment.is_twin)
+    record = exact
+    if not experiment.is_twin:
+        record, is_new = _obtain(experiment, exact, store, backbone, rerun=rerun)
+    return Outcome(record=record, exact=exact, folder=store.folder(record), is_new=is_new)
+
+
+def _obtain(
+    experiment: Experiment, exact: Record | None, store: Store, backbone: Callable[[], Backbone], *, rerun: bool
+) -> tuple[Record, bool]:
+    """The record from the store, or computed; one process at a time computes a key, the others wait for its record."""
+    names = experiment.names
+    folder = store.place(names["task"], names["data"], names["model"], names["attention"], experiment.key)
+    with store.lock(experiment.key):
+        found = None if rerun else store.find(folder, experiment.key)
+        if found is not None:
+            return found, False
+        scores: Scores | None = None
+        measurement: Measurement | None = None
+        status = "complete"
+        try:
+            scores = evaluate(experiment, backbone())
+            measurement = probe(experiment, backbone()) if experiment.probe.num_rounds else None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            status = "out of memory"
+        record = _record(experiment, exact, store, scores, measurement, status)
+        timings = {"end to end": measurement.end_to_end, "attention": measurement.attention} if measurement else {}
+        return store.save(record, scores, timings), True
+
+
+def evaluate(experiment: Experiment, backbone: Backbone) -> Scores:
+    """The accuracy pass: the task's protocol over the whole data set."""
+    attach_alone(backbone, experiment.attention, [backbone.layers[index] for index in experiment.layer_indices])
+    with torch.inference_mode(), steps(f"accuracy, {experiment.names['attention']}", len(experiment.source)) as advance:
+        return experiment.task.evaluate(backbone, _loader(experiment, backbone, advance))
+
+
+def probe(experiment: Experiment, backbone: Backbone) -> Measurement:
+    """The cost pass: exact and variant on the same batch, already on the device."""
+    total = 2 * (experiment.probe.num_rounds + MOST_WARM_UP_ROUNDS)
+    with steps(f"cost, {experiment.names['attention']} beside exact", total) as advance:
+        return measure_cost(
+            backbone,
+            experiment.attention,
+            [backbone.layers[index] for index in experiment.layer_indices],
+            experiment.task.forward,
+            _loader(experiment, backbone, lambda _: None).first(experiment.probe.batch_size),
+            experiment.probe,
+            experiment.seed,
+            on_step=lambda: advance(1),
+        )
+
+
+def _loader(experiment: Experiment, backbone: Backbone, on_batch: Callable[[int], None]) -> Loader:
+    return Loader(
+        source=experiment.source,
+        transform=backbone.transform,
+        batch_size=experiment.batch_size,
+        num_workers=experiment.num_workers,
+        device=experiment.device,
+        dtype=experiment.dtype,
+        on_batch=on_batch,
+    )
+
+
+def _record(
+    experiment: Experiment,
+    exact: Record | None,
+    store: Store,
+    scores: Scores | None,
+    measurement: Measurement | None,
+    status: str,
+) -> Record:
+    comparison = None
+    if exact is not None and scores is not None and exact.score is not None:
+        exact_scores = read_scores(store.folder(exact), scores.headline)
+        comparison = compare(scores.main, exact_scores, experiment.seed)
+    blueprint = experiment.blueprint
+    return Record(
+        key=experiment.key,
+        exact_key=exact.key if exact else experiment.key,
+        status=status,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        **experiment.names,
+        descriptions={"model": experiment.model.description, "data": experiment.source.description},
+        identity=experiment.identity,
+        config=experiment.config,
+        layers=tuple(experiment.layer_indices),
+        num_layers=len(blueprint.shapes),
+        num_tokens=blueprint.shapes[0].num_tokens,
+        image_size=blueprint.image_size,
+        num_samples=len(experiment.source),
+        metric=experiment.task.metric,
+        scores={name: estimate(each, experiment.seed) for name, each in scores.metrics.items()} if scores else {},
+        comparison=comparison,
+        cost=measurement.cost if measurement else None,
+        environment=describe_environment(experiment.device),
+        files={},
+    )

@@ -1,0 +1,122 @@
+"""How sure a number is: intervals by bootstrap over clusters, and tests for paired scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fnabench.scores import SampleScores, ratio_of_sums
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+CONFIDENCE = 0.95
+NUM_RESAMPLES = 5_000
+CHUNK = 250
+"""Resamples drawn at a time, so that memory stays small for large data sets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A value with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A run against its exact twin on the same samples."""
+
+    difference: Estimate
+    """Variant minus exact."""
+    p_value: float | None
+    """McNemar's exact test where each score is 0 or 1."""
+    agreement: float | None
+    """Share of the samples for which both predict the same."""
+
+
+def estimate(scores: SampleScores, seed: int = 0) -> Estimate:
+    """The metric with its interval, by bootstrap over clusters."""
+    resampled = np.concatenate(list(_resample(scores, seed)))
+    return _interval(scores.value, resampled)
+
+
+def compare(variant: SampleScores, exact: SampleScores, seed: int = 0) -> Comparison:
+    """The paired comparison of two runs on the same samples, each resample drawn for both."""
+    if variant.ids != exact.ids or variant.clusters != exact.clusters:
+        raise ValueError("the two runs did not see the same samples in the same order")
+    pairs = zip(_resample(variant, seed), _resample(exact, seed), strict=True)
+    differences = np.concatenate([ours - theirs for ours, theirs in pairs])
+    agreement = None
+    if variant.predictions is not None and exact.predictions is not None:
+        agreement = float(np.mean(variant.predictions == exact.predictions))
+    return Comparison(
+        difference=_interval(variant.value - exact.value, differences),
+        p_value=_mcnemar(variant, exact),
+        agreement=agreement,
+    )
+
+
+def ratio_of_medians(numerator: Sequence[float], denominator: Sequence[float], seed: int = 0) -> Estimate:
+    """Median over median of paired repeats, with the interval from resampling the pairs."""
+    above, below = np.asarray(numerator), np.asarray(denominator)
+    draws = np.random.default_rng(seed).integers(len(above), size=(NUM_RESAMPLES, len(above)))
+    ratios = np.median(above[draws], axis=1) / np.median(below[draws], axis=1)
+    return _interval(float(np.median(above) / np.median(below)), ratios)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction for a family of tests, in the given order."""
+    order = np.argsort(p_values)
+    adjusted = np.empty(len(p_values))
+    largest = 0.0
+    for rank, position in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[position]))
+        adjusted[position] = largest
+    return [float(p) for p in adjusted]
+
+
+def _resample(scores: SampleScores, seed: int) -> Iterator[NDArray[np.float64]]:
+    """The metric on resamples of whole clusters, a chunk at a time; the same draws for the same clusters and seed."""
+    _, cluster_of = np.unique(np.array(scores.clusters), return_inverse=True)
+    num_clusters = int(cluster_of.max()) + 1
+    numerator = _sum_by_cluster(scores.numerator, cluster_of, num_clusters)
+    denominator = _sum_by_cluster(scores.denominator, cluster_of, num_clusters)
+    generator = np.random.default_rng(seed)
+    for _ in range(NUM_RESAMPLES // CHUNK):
+        weights = generator.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), size=CHUNK).astype(float)
+        yield ratio_of_sums(weights @ numerator, weights @ denominator)
+
+
+def _sum_by_cluster(
+    values: NDArray[np.float64], cluster_of: NDArray[np.intp], num_clusters: int
+) -> NDArray[np.float64]:
+    sums = np.zeros((num_clusters, values.shape[1]))
+    np.add.at(sums, cluster_of, values)
+    return sums
+
+
+def _interval(value: float, resampled: NDArray[np.float64]) -> Estimate:
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return Estimate(value=value, low=float(low), high=float(high))
+
+
+def _mcnemar(variant: SampleScores, exact: SampleScores) -> float | None:
+    """Exact two-sided McNemar test; None unless each sample scores 0 or 1."""
+    scores = (variant.numerator, exact.numerator)
+    if any(s.shape[1] != 1 or not np.isin(s, (0, 1)).all() for s in scores) or (variant.denominator != 1).any():
+        return None
+    from scipy.stats import binomtest
+
+    gained = int((scores[0] > scores[1]).sum())
+    lost = int((scores[0] < scores[1]).sum())
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0

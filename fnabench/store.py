@@ -1,0 +1,160 @@
+"""Records on disk: results/<task>/<data>/<model>/<attention>-<key>/, whole or not there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from fnabench.models.weights_file import hash_file
+from fnabench.progress import stderr
+from fnabench.record import CorruptRecordError, Record, from_json, to_json
+from fnabench.scores import SampleScores, Scores
+from fnabench.timing import Timings
+
+RECORD = "record.json"
+SAMPLES = "samples.parquet"
+LATENCIES = "latencies.parquet"
+SHORT_KEY = 12
+"""So many digits of the key stand in the folder's name."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder of all records."""
+
+    root: Path
+
+    def folder(self, record: Record) -> Path:
+        """Where a record lies or will lie."""
+        return self.place(record.task, record.data, record.model, record.attention, record.key)
+
+    def place(self, task: str, data: str, model: str, attention: str, key: str) -> Path:
+        """The folder for a run of this key."""
+        return self.root / task / data / model / f"{attention}-{key[:SHORT_KEY]}"
+
+    def find(self, folder: Path, key: str) -> Record | None:
+        """The record in the folder, if it is there, whole and of this key; a corrupt one raises CorruptRecordError."""
+        if not (folder / RECORD).exists():
+            return None
+        record = read_record(folder)
+        return record if record.key == key else None
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Held by the one process that computes a key; released by the system if that process dies."""
+        folder = self.root / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{key[:SHORT_KEY]}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            stderr.print(f"waiting for another process that computes {key[:SHORT_KEY]} ...")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def save(self, record: Record, scores: Scores | None, timings: Mapping[str, Timings]) -> Record:
+        """Write the record with its files into a temporary folder and move it to its place, replacing an older one."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
+        try:
+            if scores is not None:
+                pq.write_table(_samples_table(scores), temporary / SAMPLES)
+            if timings:
+                pq.write_table(_latencies_table(timings), temporary / LATENCIES)
+            record = replace(record, files={path.name: hash_file(path) for path in sorted(temporary.iterdir())})
+            (temporary / RECORD).write_text(to_json(record), encoding="utf-8")
+            temporary.chmod(0o755)
+            _move(temporary, self.folder(record))
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return record
+
+    def folders(self) -> Iterator[Path]:
+        """Every folder that holds a record, in order of its path; what a killed run left behind is none."""
+        paths = sorted(self.root.glob(f"*/*/*/*/{RECORD}"))
+        return (path.parent for path in paths if not path.relative_to(self.root).parts[0].startswith("."))
+
+
+def read_record(folder: Path) -> Record:
+    """The record of a folder; CorruptRecordError names the folder and what is wrong with it."""
+    try:
+        record = from_json((folder / RECORD).read_text(encoding="utf-8"))
+        for name, expected in record.files.items():
+            if not (folder / name).is_file():
+                raise CorruptRecordError(f"{name} is missing")
+            if hash_file(folder / name) != expected:
+                raise CorruptRecordError(f"{name} is not the file that was written")
+    except (CorruptRecordError, OSError, UnicodeDecodeError) as error:
+        raise CorruptRecordError(
+            f"{folder / RECORD} is no usable record: {error}; delete the folder or give rerun=true"
+        ) from error
+    return record
+
+
+def read_scores(folder: Path, metric: str) -> SampleScores:
+    """The per-sample scores of one metric."""
+    table = pq.read_table(folder / SAMPLES, filters=[("metric", "=", metric)])
+    columns = table.to_pydict()
+    predictions = columns["prediction"]
+    return SampleScores(
+        ids=tuple(columns["id"]),
+        clusters=tuple(columns["cluster"]),
+        numerator=np.array(columns["numerator"], dtype=np.float64),
+        denominator=np.array(columns["denominator"], dtype=np.float64),
+        predictions=None if predictions and predictions[0] is None else np.array(predictions),
+    )
+
+
+def _samples_table(scores: Scores) -> pa.Table:
+    """One row a metric and sample; predictions are lists of text."""
+    tables = []
+    for metric, samples in scores.metrics.items():
+        n = len(samples.ids)
+        predictions = [None] * n
+        if samples.predictions is not None:
+            predictions = samples.predictions.tolist()
+        columns = {
+            "metric": pa.array([metric] * n),
+            "id": pa.array(samples.ids),
+            "cluster": pa.array(samples.clusters),
+            "numerator": pa.array(samples.numerator.tolist(), pa.list_(pa.float64())),
+            "denominator": pa.array(samples.denominator.tolist(), pa.list_(pa.float64())),
+            "prediction": pa.array(predictions, pa.list_(pa.string())),
+        }
+        tables.append(pa.table(columns))
+    return pa.concat_tables(tables)
+
+
+def _latencies_table(timings: Mapping[str, Timings]) -> pa.Table:
+    """One row a timed run: what was timed, which arm, in which round."""
+    rows = [
+        {"what": what, "arm": r.arm, "round": r.round, "wall_ms": r.wall_ms, "device_ms": r.device_ms}
+        for what, timing in timings.items()
+        for r in timing.repeats
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def _move(temporary: Path, place: Path) -> None:
+    """Put the finished folder in its place in one step; an older one is moved out of the way first."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.exists():
+        older = temporary.with_name(temporary.name + "-older")
+        os.replace(place, older)
+        os.replace(temporary, place)
+        shutil.rmtree(older)
+    else:
+        os.replace(temporary, place)

@@ -1,0 +1,102 @@
+"""Latency of several ways to do one thing, measured side by side in one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+WARM_UP_ROUNDS = 3
+"""Fewest rounds of warm-up, and how many of the latest must agree for the times to count as settled."""
+MOST_WARM_UP_ROUNDS = 12
+SETTLED_SPREAD = 0.05
+"""Relative spread of the warm-up times of each arm at which they count as settled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One of the ways: `prepare` is not timed, `run` is."""
+
+    prepare: Callable[[], object]
+    run: Callable[[], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeat:
+    """One timed run."""
+
+    arm: str
+    round: int
+    wall_ms: float
+    """Synchronised wall clock."""
+    device_ms: float | None
+    """Between CUDA events; None on a CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Every repeat that was timed, in the order of the clock."""
+
+    repeats: tuple[Repeat, ...]
+    num_warm_up_rounds: int
+    settled: bool
+    """Whether the warm-up times had come to agree before the timing began."""
+
+    def per_round(self, arm: str) -> list[float]:
+        """Milliseconds of an arm in each round: the mean of its two runs, which cancels a linear drift."""
+        times: dict[int, list[float]] = {}
+        for repeat in self.repeats:
+            if repeat.arm == arm:
+                times.setdefault(repeat.round, []).append(repeat.wall_ms)
+        return [float(np.mean(pair)) for pair in times.values()]
+
+
+def interleave(
+    arms: Mapping[str, Arm],
+    num_rounds: int,
+    device: torch.device,
+    seed: int = 0,
+    on_round: Callable[[], None] = lambda: None,
+) -> Timings:
+    """Time the arms in rounds of ABBA: each round a new random order, then the same backwards.
+
+    The warm-up runs the same path until the times of every arm agree within SETTLED_SPREAD.
+    """
+    generator = np.random.default_rng(seed)
+    warm_up: list[dict[str, float]] = []
+    settled = False
+    while len(warm_up) < MOST_WARM_UP_ROUNDS and not settled:
+        warm_up.append({name: _timed(name, arm, 0, device).wall_ms for name, arm in arms.items()})
+        settled = len(warm_up) > WARM_UP_ROUNDS and all(_agree([times[name] for times in warm_up]) for name in arms)
+        on_round()
+    repeats = []
+    for number in range(num_rounds):
+        order = [str(name) for name in generator.permutation(list(arms))]
+        repeats += [_timed(name, arms[name], number, device) for name in order + order[::-1]]
+        on_round()
+    return Timings(repeats=tuple(repeats), num_warm_up_rounds=len(warm_up), settled=settled)
+
+
+def _agree(times: list[float]) -> bool:
+    latest = times[-WARM_UP_ROUNDS:]
+    return max(latest) <= min(latest) * (1 + SETTLED_SPREAD)
+
+
+def _timed(name: str, arm: Arm, number: int, device: torch.device) -> Repeat:
+    arm.prepare()
+    if device.type != "cuda":
+        start = time.perf_counter()
+        arm.run()
+        return Repeat(arm=name, round=number, wall_ms=(time.perf_counter() - start) * 1e3, device_ms=None)
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    begin.record()
+    arm.run()
+    end.record()
+    torch.cuda.synchronize(device)
+    wall_ms = (time.perf_counter() - start) * 1e3
+    return Repeat(arm=name, round=number, wall_ms=wall_ms, device_ms=begin.elapsed_time(end))
