@@ -44,7 +44,7 @@ wheel: setup  ## build the wheel and run a job from it in a fresh venv in an emp
 	BIN=$(CURDIR)/$(BIN) tests/wheel.sh
 
 bench: setup  ## the harness's own speed, side by side; writes results/bench/
-	$(BIN)/python -m fnabench.bench
+	$(BIN)/python -m fnabench.bench.harness
 
 test-slurm: setup  ## a sweep through a real one-node Slurm (installs Debian's packages; needs root)
 	PATH=$(CURDIR)/$(BIN):$$PATH tests/slurm/run.sh

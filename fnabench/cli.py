@@ -21,6 +21,10 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 FORMATS = ("table", "json")
 USER_ERRORS = (FnabenchError, HydraException, OmegaConfBaseException)
 
+_UNKNOWN_CHOICE = re.compile(
+    r"Could not find '(?P<group>.*?)/(?P<name>[^'/]*)' Available options in '.*?': (?P<all>.*?)( Config|$)"
+)
+_MISSING_LAUNCHER = re.compile(r"Could not (?:load|find) 'hydra/launcher/(?:submitit_)?(?P<extra>slurm|joblib)'")
 _failed_jobs: list[int] = []
 
 
@@ -31,8 +35,8 @@ def main() -> None:
     entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
     try:
         entry()
-    except USER_ERRORS as error:
-        if show_traceback:
+    except Exception as error:
+        if show_traceback or not (isinstance(error, USER_ERRORS) or _is_from_cluster(error)):
             raise
         sys.exit(_tell(error))
     if _failed_jobs:
@@ -68,7 +72,7 @@ def _run(cfg: DictConfig) -> None:
         print(line, file=sys.stderr)
     if outcome.record.status != "complete":
         raise OutOfMemoryError(
-            f"out of memory with loader.batch_size={cfg.loader.batch_size} and probe.batch_size={cfg.probe.batch_size}; "
+            f"out of memory with loader.batch_size={experiment.batch_size} and probe.batch_size={experiment.probe.batch_size}; "
             f"recorded in {outcome.folder}; choose smaller ones, a smaller model.image_size or another device"
         )
 
@@ -79,15 +83,23 @@ def _tell(error: Exception) -> int:
     return 2
 
 
+def _is_from_cluster(error: Exception) -> bool:
+    """Whether a Slurm job was refused or killed; submitit is optional, so its errors are known by their module."""
+    return type(error).__module__ == "submitit.core.utils"
+
+
 def _one_line(error: BaseException) -> str:
     """What went wrong in one line: our own errors as they are, Hydra's without its search path."""
-    while not isinstance(error, FnabenchError) and isinstance(error.__cause__, USER_ERRORS + (TypeError,)):
+    while not isinstance(error, FnabenchError) and isinstance(error.__cause__, (*USER_ERRORS, TypeError)):
         error = error.__cause__
     text = " ".join(str(error).split())
-    if missing := re.search(
-        r"Could not find '(?P<group>[^']*)/(?P<name>[^']*)' Available options in '[^']*': (?P<all>.*?)( Config|$)", text
-    ):
+    if launcher := _MISSING_LAUNCHER.search(text):
+        extra = launcher["extra"]
+        return f"hydra/launcher={extra} is an optional part; install it with: pip install 'fnabench[{extra}]'"
+    if missing := _UNKNOWN_CHOICE.search(text):
         return str(one_of(missing["group"], missing["name"], missing["all"].split()))
     if mandatory := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{mandatory[1]} has no default; give {mandatory[1]}=..."
-    return re.sub(r" (full_key|Config search path|Set the environment).*", "", text)
+    return re.sub(
+        r" (full_key|Config search path|Set the environment|(No )?(output/)?[Ee]rror stream produced).*", "", text
+    )

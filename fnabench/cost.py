@@ -53,7 +53,7 @@ class Probe:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.num_rounds < 0:
             raise BadInputError(
-                f"probe.batch_size={self.batch_size} must be at least 1 and probe.num_rounds={self.num_rounds} at least 0"
+                f"probe.batch_size={self.batch_size} and probe.num_rounds={self.num_rounds} must be at least 1 and 0"
             )
 
 

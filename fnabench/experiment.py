@@ -40,9 +40,9 @@ class Experiment:
     batch_size: int
     num_workers: int
     seed: int
-    names: Mapping[str, str]
+    names: dict[str, str]
     """The chosen name of each part, by its kind."""
-    config: Mapping[str, Any]
+    config: dict[str, Any]
     """The resolved configuration."""
 
     @classmethod
@@ -51,24 +51,24 @@ class Experiment:
         parts = {
             name: instantiate(cfg[name], _convert_="all") for name in ("task", "data", "model", "attention", "probe")
         }
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
         attention, device = parts["attention"], choose_device(cfg.device)
         if cfg.loader.batch_size < 1 or (cfg.loader.num_workers or 0) < 0:
             raise BadInputError(f"loader={dict(cfg.loader)}: batch_size must be at least 1 and num_workers at least 0")
-        selection = OmegaConf.to_container(cfg.layers) if OmegaConf.is_list(cfg.layers) else cfg.layers
         return cls(
             task=parts["task"],
             source=parts["data"],
             model=parts["model"],
             attention=attention,
             probe=parts["probe"],
-            layers="all" if attention.is_exact else selection,
+            layers="all" if attention.is_exact else config["layers"],
             device=device,
             dtype=choose_dtype(cfg.dtype),
             batch_size=cfg.loader.batch_size,
             num_workers=cfg.loader.num_workers,
             seed=cfg.seed,
             names={kind: choices[kind] for kind in ("task", "data", "model", "attention")},
-            config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
+            config=config,
         )
 
     @property

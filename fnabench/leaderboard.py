@@ -2,6 +2,140 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from fnabench.record import CorruptRecordError, Record
+from fnabench.statistics import Estimate, holm
+from fnabench.store import Store, read_record
+
+FILE = "LEADERBOARD.md"
+COLUMNS = (
+    "model", "px", "tokens", "attention", "blocks", "score (%)", "difference to exact", "agrees (%)",
+    "end to end", "attention only", "ceiling", "peak MiB", "GMACs", "device", "record",
+)  # fmt: skip
+SIGNIFICANT = 0.05
+HEAD = """# Leaderboard
+
+Made by `fnabench leaderboard` from the records beside this file; do not edit.
+
+Each row is one record. Differences are variant minus exact attention on the same samples, in points, with the 95 %
+interval of the paired bootstrap; a star marks p < 0.05 by McNemar's test after Holm's correction over the table.
+Ratios are latency of exact over latency of the variant, measured side by side in one process: above 1 the variant is
+faster. The ceiling is what free attention in the same blocks would give.
+"""
+
 
 def main() -> None:
-    raise SystemExit("x")
+    """The command line: `python -m fnabench.leaderboard [results]`."""
+    parser = argparse.ArgumentParser(prog="fnabench leaderboard", description=__doc__)
+    parser.add_argument("results", nargs="?", default="results", type=Path, help="the folder of records (results)")
+    root = parser.parse_args().results
+    if not root.is_dir():
+        print(f"fnabench: {root} is not a folder; give the folder that holds the records", file=sys.stderr)
+        sys.exit(2)
+    records, problems = read_all(Store(root))
+    for problem in problems:
+        print(f"skipped: {problem}", file=sys.stderr)
+    (root / FILE).write_text(to_markdown(records, problems), encoding="utf-8")
+    print(f"{root / FILE}: {len(records)} records, {len(problems)} skipped")
+
+
+def read_all(store: Store) -> tuple[list[Record], list[str]]:
+    """Every whole record, and one line for each that is not."""
+    records, problems = [], []
+    for folder in store.folders():
+        try:
+            records.append(read_record(folder))
+        except CorruptRecordError as error:
+            problems.append(str(error))
+    return records, problems
+
+
+def to_markdown(records: Iterable[Record], problems: Sequence[str] = ()) -> str:
+    """The whole page: one table a task and data set."""
+    parts = [HEAD]
+    ordered = sorted(records, key=lambda r: (r.task, r.data, r.model, r.image_size, -r.num_samples, _rank(r), r.key))
+    for (task, data), group in groupby(ordered, key=lambda record: (record.task, record.data)):
+        rows = list(group)
+        stars = _significant(rows)
+        words = rows[0].descriptions.get("data")
+        parts.append(f"## {task} on {data}{f' ({words})' if words else ''}: {rows[0].metric}\n")
+        parts.append(_line(COLUMNS) + "\n" + _line(["---"] * len(COLUMNS)))
+        shown = _settings_to_show(rows)
+        parts[-1] += "".join("\n" + _line(_cells(record, shown, record.key in stars)) for record in rows) + "\n"
+    if len(parts) == 1:
+        parts.append("No record yet.\n")
+    if problems:
+        parts.append("## Skipped\n\n" + "\n".join(f"* {problem}" for problem in problems) + "\n")
+    return "\n".join(parts)
+
+
+def _cells(record: Record, shown: Mapping[str, Sequence[str]], is_significant: bool) -> list[str]:
+    cost, comparison = record.cost, record.comparison
+    difference = agreement = "-"
+    if comparison:
+        difference = _interval(comparison.difference, 100, "+.2f") + ("*" if is_significant else "")
+        agreement = "-" if comparison.agreement is None else f"{100 * comparison.agreement:.1f}"
+    gpu = record.environment.gpu
+    return [
+        record.model,
+        "x".join(str(edge) for edge in record.image_size),
+        str(record.num_tokens),
+        _attention(record, shown[record.attention]),
+        f"{len(record.layers)}/{record.num_layers}",
+        f"{100 * record.score.value:.2f} of {record.num_samples}" if record.score else record.status,
+        difference,
+        agreement,
+        _interval(cost.latency_ratio, 1, ".2f") if cost else "-",
+        _interval(cost.attention_latency_ratio, 1, ".2f") if cost and cost.attention_latency_ratio else "-",
+        f"{cost.ceiling.value:.2f}" if cost else "-",
+        f"{cost.memory.peak_mib:.0f}" if cost and cost.memory else "-",
+        f"{cost.macs / 1e9:.2f}" if cost else "-",
+        f"{gpu.name if gpu else record.environment.cpu}, {record.identity['dtype']}",
+        record.key[:12],
+    ]
+
+
+def _settings_to_show(records: Sequence[Record]) -> dict[str, list[str]]:
+    """For each attention the settings that tell its rows apart, and always its first, which is its main one."""
+    shown: dict[str, list[str]] = {}
+    for attention in {record.attention for record in records}:
+        settings = [record.identity["attention"] for record in records if record.attention == attention]
+        names = [name for name in settings[0] if name != "class"]
+        shown[attention] = [n for n in names if n == names[0] or len({str(each.get(n)) for each in settings}) > 1]
+    return shown
+
+
+def _attention(record: Record, shown: Sequence[str]) -> str:
+    """The variant with the settings to show."""
+    return " ".join([record.attention, *(f"{name}={record.identity['attention'].get(name)}" for name in shown)])
+
+
+def _significant(records: Sequence[Record]) -> set[str]:
+    """Keys of the records that differ from exact after correction for all tests of the table."""
+    tested = [(r.key, r.comparison.p_value) for r in records if r.comparison and r.comparison.p_value is not None]
+    corrected = holm([p_value for _, p_value in tested])
+    return {key for (key, _), p_value in zip(tested, corrected, strict=True) if p_value < SIGNIFICANT}
+
+
+def _rank(record: Record) -> tuple[int, str]:
+    """Exact first, then native, then the variants by name."""
+    order = {"exact": 0, "native": 1}
+    return order.get(record.attention, 2), str(record.identity["attention"])
+
+
+def _interval(estimate: Estimate, factor: float, form: str) -> str:
+    value, low, high = (factor * end for end in (estimate.value, estimate.low, estimate.high))
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()

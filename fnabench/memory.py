@@ -75,7 +75,7 @@ def _measure(sender: Connection, call: Callable[[], object], warm_up: Callable[[
             call()
             peak_mib = _resident_peak_mib() - idle_mib
         sender.send(Memory(peak_mib=peak_mib, reserved_mib=None, method=method))
-    except Exception as error:  # whatever went wrong is raised again in the parent
+    except Exception as error:  # noqa: BLE001  whatever went wrong is raised again in the parent
         sender.send(error)
     finally:
         sender.close()

@@ -77,9 +77,9 @@ def to_json(record: Record) -> str:
 def from_json(text: str) -> Record:
     """The record in a text; CorruptRecordError unless it is whole, unchanged and of this schema."""
     try:
-        body = json.loads(text)
+        body = dict(json.loads(text))
         given = body.pop("digest")
-    except (ValueError, AttributeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise CorruptRecordError(f"not a whole record ({type(error).__name__}: {error})") from error
     if body.get("schema") != SCHEMA:
         raise CorruptRecordError(f"schema {body.get('schema')}, this version reads {SCHEMA}")

@@ -142,8 +142,8 @@ def _foot(outcome: Outcome) -> str:
         steady = "settled" if cost.settled else "NOT settled: read the times with care"
         crossover = f"{cost.crossover_tokens:,} tokens" if cost.crossover_tokens else "no number of tokens"
         lines.append(
-            f"batch {cost.batch_size}, {cost.num_rounds} rounds of ABBA, warm-up {steady}, exact by {cost.sdpa_backend}; "
-            f"fewer MACs than exact from {crossover}; x above 1: better than exact"
+            f"batch {cost.batch_size}, {cost.num_rounds} rounds of ABBA, warm-up {steady}, "
+            f"exact by {cost.sdpa_backend}; fewer MACs than exact from {crossover}; x above 1: better than exact"
         )
     gpu = record.environment.gpu
     lines.append(f"{gpu.name if gpu else record.environment.cpu}, {record.identity['dtype']}")

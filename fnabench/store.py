@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -82,10 +81,10 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
         return record
 
-    def folders(self) -> Iterator[Path]:
+    def folders(self) -> list[Path]:
         """Every folder that holds a record, in order of its path; what a killed run left behind is none."""
         paths = sorted(self.root.glob(f"*/*/*/*/{RECORD}"))
-        return (path.parent for path in paths if not path.relative_to(self.root).parts[0].startswith("."))
+        return [path.parent for path in paths if not path.relative_to(self.root).parts[0].startswith(".")]
 
 
 def read_record(folder: Path) -> Record:
@@ -153,8 +152,8 @@ def _move(temporary: Path, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     if place.exists():
         older = temporary.with_name(temporary.name + "-older")
-        os.replace(place, older)
-        os.replace(temporary, place)
+        place.replace(older)
+        temporary.replace(place)
         shutil.rmtree(older)
     else:
-        os.replace(temporary, place)
+        temporary.replace(place)

@@ -91,7 +91,7 @@ def _timed(name: str, arm: Arm, number: int, device: torch.device) -> Repeat:
         start = time.perf_counter()
         arm.run()
         return Repeat(arm=name, round=number, wall_ms=(time.perf_counter() - start) * 1e3, device_ms=None)
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize(device)
     start = time.perf_counter()
     begin.record()

@@ -32,14 +32,16 @@ def effective_values(
     """
     a, u = a.float(), u.float()
     if inverse == "newton_schulz":
-        return newton_schulz(a, num_iterations) @ u
+        values: Tensor = newton_schulz(a, num_iterations) @ u
+        return values
     if inverse == "ridge":
         gram = a.mT @ a
         gram.diagonal(dim1=-2, dim2=-1).add_(ridge)
-        # The solver returns columns next to each other; the fused attention kernels want rows.
-        return torch.cholesky_solve(a.mT @ u, torch.linalg.cholesky_ex(gram).L).contiguous()
+        solved: Tensor = torch.cholesky_solve(a.mT @ u, torch.linalg.cholesky_ex(gram).L)
+        return solved.contiguous()  # it comes column by column; the fused attention kernels want rows
     if inverse == "pinv":
-        return torch.linalg.pinv(a) @ u
+        least_squares: Tensor = torch.linalg.pinv(a) @ u
+        return least_squares
     raise one_of("inverse", inverse, INVERSES)
 
 

@@ -36,10 +36,11 @@ def farthest_points(
 
     The prefix tokens are the start set, so they are always landmarks; without a prefix the mean of the tokens is the
     start, and is no landmark. Patches that are not `allowed` are never chosen. No token is chosen twice: where the
-    allowed ones run out, the rest of the row is marked invalid. O(N M F) an image, no device sync.
+    allowed ones run out, the rest of the row is marked invalid, and so is a prefix token that is not allowed.
+    O(N M F) an image, no device sync.
     """
     x = features.float()
-    x = x - x.mean(1, keepdim=True)  # less cancellation when one token is huge
+    x = x - _mean(x, allowed)  # less cancellation when one token is huge
     norms = x.square().sum(-1)
     # Squared distance to the landmarks chosen so far; below zero: forbidden (-1) or chosen already (-inf).
     distance = torch.full_like(norms, torch.inf) if num_prefix else norms.clone()
@@ -52,9 +53,14 @@ def farthest_points(
         index = _choose_in_batch(x, norms, distance, num_landmarks, num_prefix)
     if allowed is None:
         return Landmarks(index=index)
-    valid = allowed.gather(1, index)
-    valid[:, :num_prefix] = True
-    return Landmarks(index=index, valid=valid)
+    return Landmarks(index=index, valid=allowed.gather(1, index))
+
+
+def _mean(x: Float[Tensor, "B N F"], allowed: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B 1 F"]:
+    if allowed is None:
+        return x.mean(1, keepdim=True)
+    weights = allowed.float() / allowed.sum(1, keepdim=True)
+    return weights[:, None] @ x
 
 
 def _choose_in_batch(

@@ -24,7 +24,7 @@ class ForwardState:
     attached: set[int] = field(default_factory=set)
     """Indices of the layers that a variant is attached to."""
     memo: dict[str, Any] = field(default_factory=dict)
-    """Emptied before the first attached layer of a forward and after the last."""
+    """Emptied before the first attached layer of a forward, after the last, and when one raises."""
     block_input: Tensor | None = None
 
 
@@ -62,8 +62,12 @@ class AttentionLayer(ABC):
             q=q, k=k, v=v, x=self.state.block_input, layer=self.index, scale=scale, num_prefix=self.num_prefix,
             mask=mask, is_causal=is_causal, memo=self.state.memo,
         )  # fmt: skip
-        output = self.core(inputs)
         self.state.block_input = None
+        try:
+            output = self.core(inputs)
+        except BaseException:
+            self.state.memo.clear()
+            raise
         if self.index == max(self.state.attached):
             self.state.memo.clear()
         return output
@@ -143,7 +147,8 @@ def select_layers(selection: LayerSelection, num_layers: int) -> list[int]:
     else:
         try:
             items = [text] if isinstance(selection, str | int) else list(selection)
-            chosen = [int(item) + (num_layers if int(item) < 0 else 0) for item in items]
+            blocks = [int(str(item)) for item in items]  # through str, so that 1.5 is no block
+            chosen = [block + num_layers if block < 0 else block for block in blocks]
         except (ValueError, TypeError):
             raise _bad_selection(selection, num_layers) from None
     if not chosen or not all(0 <= index < num_layers for index in chosen):

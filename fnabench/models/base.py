@@ -5,10 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from fnabench.attention.base import AttentionShape
 from fnabench.attention.layers import LayerStack
@@ -60,10 +59,10 @@ class Model(ABC):
 
 
 class Backbone:
-    """A loaded model with its replaceable layers. Each thing that it cannot do raises NotImplementedError, and
-    Model.offers says so beforehand."""
+    """A loaded model with its replaceable layers. Model.offers leaves out what it cannot do."""
 
-    module: nn.Module
+    module: Any
+    """The library's own torch.nn.Module."""
     layers: LayerStack
     transform: Callable[[Image.Image], Float[Tensor, "3 height width"]]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from timm.layers.attention import Attention as TimmAttention
-from torch import nn
 
 from fnabench.attention.base import AttentionShape
 from fnabench.attention.layers import AttentionLayer, ForwardState, LayerStack
@@ -44,7 +43,7 @@ class TimmAttentionLayer(AttentionLayer):
         )
 
 
-def timm_layers(module: nn.Module) -> LayerStack:
+def timm_layers(module: Any) -> LayerStack:
     """The replaceable layers of a timm model; ImpossibleError names the layer that the seam does not understand.
 
     Attention outside the blocks, such as SigLIP's pooling head, is not part of the stack and stays exact.
@@ -56,11 +55,15 @@ def timm_layers(module: nn.Module) -> LayerStack:
     state = ForwardState()
     layers = []
     for index, block in enumerate(blocks):
-        native = getattr(block, "attn", None)
+        native: Any = getattr(block, "attn", None)
         if type(native) is not TimmAttention:
-            kind = type(native).__name__ if native is not None else f"the attention inside {type(block).__name__}"
+            kind = _full_name(type(native)) if native is not None else f"the attention inside {type(block).__name__}"
             raise ImpossibleError(
-                f"{kind} in block {index} of {name} is not understood; of timm's attention layers only Attention is"
+                f"{kind} in block {index} of {name} is not understood; only {_full_name(TimmAttention)} is"
             )
         layers.append(TimmAttentionLayer(native, block, index, int(module.num_prefix_tokens), state))
     return LayerStack(layers)
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -130,7 +130,7 @@ class TimmBackbone(Backbone):
     """A loaded timm Vision Transformer."""
 
     def __init__(self, module: Any, transform: Callable[[Image.Image], Tensor]) -> None:
-        self.module = module
+        self.module: Any = module
         self.layers = timm_layers(module)
         self.transform = transform
 

@@ -51,7 +51,7 @@ def _find_on_hub(hub_id: str, hub_file: str) -> Path:
         return Path(hf_hub_download(repository, hub_file, revision=revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise MissingError(
-            f"{hub_file} of {repository} at revision {revision} is not in the local cache and the hub cannot be reached "
+            f"{hub_file} of {repository} at revision {revision} is not in the local cache and cannot be downloaded "
             f"({type(error).__name__}); where there is a network, run: hf download {repository} {hub_file} "
             f"--revision {revision}"
         ) from error

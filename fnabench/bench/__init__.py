@@ -1,0 +1,1 @@
+"""Benchmarks of fnabench itself: each ratio is measured side by side in one process."""

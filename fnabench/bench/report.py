@@ -1,0 +1,63 @@
+"""What a benchmark leaves behind: one JSON file with every number, one table to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from fnabench.environment import describe_environment
+from fnabench.statistics import Estimate, ratio_of_medians
+from fnabench.timing import Timings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One ratio: how many times faster `arm` is than `baseline`."""
+
+    what: str
+    baseline: str
+    arm: str
+    baseline_ms: float
+    arm_ms: float
+    ratio: Estimate
+    """baseline_ms over arm_ms."""
+    goal: str = ""
+    """The bound that the ratio is meant to keep, in words."""
+
+
+def compare_arms(what: str, timings: Timings, baseline: str, arm: str, goal: str = "") -> Row:
+    """The ratio of two arms that were timed in turn."""
+    theirs, ours = timings.per_round(baseline), timings.per_round(arm)
+    return Row(
+        what=what,
+        baseline=baseline,
+        arm=arm,
+        baseline_ms=sorted(theirs)[len(theirs) // 2],
+        arm_ms=sorted(ours)[len(ours) // 2],
+        ratio=ratio_of_medians(theirs, ours),
+        goal=goal,
+    )
+
+
+def write(folder: Path, name: str, title: str, rows: Sequence[Row], device: torch.device) -> Path:
+    """Write <name>.json and <name>.md into the folder; returns the path of the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = describe_environment(device)
+    content = {"title": title, "environment": asdict(environment), "rows": [asdict(row) for row in rows]}
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    gpu = environment.gpu
+    machine = f"{gpu.name if gpu else environment.cpu}, {environment.num_threads} threads"
+    libraries = ", ".join(f"{library} {version}" for library, version in environment.libraries.items())
+    lines = [f"# {title}", "", f"{machine}; Python {environment.python}, {libraries}.", ""]
+    lines += ["| what | baseline | ms | compared | ms | baseline / compared [95 %] | goal |"]
+    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        cells = (row.what, row.baseline, f"{row.baseline_ms:.2f}", row.arm, f"{row.arm_ms:.2f}", str(row.ratio), row.goal)
+        lines.append(f"| {' | '.join(cells)} |")
+    path = folder / f"{name}.md"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,283 @@
+"""The command line as a user types it: what is printed, what is stored, how mistakes are told."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_world import NUM_IMAGES, SmallWorld
+
+from fnabench.store import read_record
+
+KEYS = [
+    "task", "data", "model", "attention", "metric", "score", "exact", "difference", "difference_ci", "agreement",
+    "latency_ratio", "latency_ratio_ci", "attention_latency_ratio", "ceiling", "peak_mib", "exact_peak_mib", "macs",
+    "exact_macs", "num_samples", "num_tokens", "key", "exact_key", "record", "new",
+]  # fmt: skip
+
+HELP = """
+import sys
+from fnabench.__main__ import main
+sys.argv = ["fnabench", "--help"]
+try:
+    main()
+except SystemExit:
+    pass
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch, capsys):
+    return SmallWorld(tmp_path, monkeypatch, capsys)
+
+
+def test_one_command_records_the_run_and_its_exact_twin(world):
+    code, out, _ = world.run()
+    assert code == 0
+    assert [folder.name.split("-")[0] for folder in world.records()] == ["exact", "fna"]
+    exact, fna = (read_record(folder) for folder in world.records())
+    assert fna.exact_key == exact.key
+    assert fna.comparison is not None
+    assert fna.num_samples == NUM_IMAGES
+    assert "top1" in out
+    assert max(len(line) for line in out.splitlines()) <= 100
+
+
+def test_the_same_command_again_computes_nothing(world):
+    world.run()
+    before = {path: path.stat().st_mtime_ns for path in world.results.rglob("*.json")}
+    code, out, _ = world.run()
+    assert code == 0
+    assert "record exists, nothing was computed" in " ".join(out.split())
+    assert before == {path: path.stat().st_mtime_ns for path in world.results.rglob("*.json")}
+
+
+def test_rerun_replaces_the_record_and_keeps_its_key(world):
+    world.run()
+    exact, fna = world.records()
+    before = (fna / "record.json").stat().st_mtime_ns
+    exact_before = (exact / "record.json").stat().st_mtime_ns
+    world.run(rerun="true")
+    assert world.records() == [exact, fna]
+    assert (fna / "record.json").stat().st_mtime_ns > before
+    assert (exact / "record.json").stat().st_mtime_ns == exact_before
+
+
+def test_a_setting_that_changes_the_result_changes_the_key(world):
+    first = json.loads(world.run(format="json")[1].splitlines()[-1])
+    other = json.loads(world.run(format="json", attention__num_landmarks="6")[1].splitlines()[-1])
+    assert first["key"] != other["key"]
+    assert first["exact_key"] == other["exact_key"]
+
+
+def test_where_things_lie_does_not_change_the_key(world, tmp_path):
+    first = json.loads(world.run(format="json")[1].splitlines()[-1])
+    moved = tmp_path / "elsewhere"
+    world.images.rename(moved)
+    again = json.loads(world.run(format="json", data__root=str(moved))[1].splitlines()[-1])
+    assert again["key"] == first["key"]
+    assert again["new"] is False
+
+
+def test_json_is_the_last_line_of_stdout_and_nothing_else_is_there(world):
+    _, out, err = world.run(format="json", probe="default", probe__num_rounds="2", probe__batch_size="2")
+    (line,) = out.splitlines()
+    values = json.loads(line)
+    assert [key for key in KEYS if key not in values] == []
+    assert values["new"] is True
+    assert values["latency_ratio"] > 0
+    assert values["latency_ratio_ci"][0] <= values["latency_ratio"] <= values["latency_ratio_ci"][1]
+    assert values["ceiling"] > 0
+    assert values["peak_mib"] > 0
+    assert values["macs"] != values["exact_macs"]
+    assert values["num_tokens"] == 17
+    assert Path(values["record"]).is_dir()
+    assert "top1" in err
+
+
+def test_a_sweep_gives_one_record_each_and_the_twin_once(world):
+    code, _, _ = world.run("-m", attention="native,exact,fna", model__image_size="160")
+    assert code == 0
+    assert [folder.name.split("-")[0] for folder in world.records()] == ["exact", "fna", "native"]
+
+
+def test_a_sweep_over_landmarks_shares_the_twin(world):
+    world.run("-m", attention__num_landmarks="2,3,4")
+    assert [folder.name.split("-")[0] for folder in world.records()] == ["exact", "fna", "fna", "fna"]
+
+
+def test_a_sweep_over_layers_shares_the_twin(world):
+    world.run("-m", layers="half,all")
+    assert [folder.name.split("-")[0] for folder in world.records()] == ["exact", "fna", "fna"]
+
+
+def test_exact_and_native_agree_on_every_sample(world):
+    world.run(attention="native")
+    native = next(read_record(folder) for folder in world.records() if folder.name.startswith("native"))
+    assert native.comparison.agreement == 1.0
+    assert native.comparison.difference.value == 0.0
+
+
+def test_a_bad_job_of_a_sweep_does_not_stop_the_others(world):
+    code, _, err = world.run("-m", attention__num_landmarks="3,9999,4")
+    assert code == 2
+    assert err.count("fnabench: ") == 1
+    assert [folder.name.split("-")[0] for folder in world.records()] == ["exact", "fna", "fna"]
+
+
+def test_an_unknown_choice_names_the_allowed_ones(world):
+    line = world.refused(attention="magic")
+    assert "attention=magic is not known; allowed: exact, fna, native" in line
+
+
+def test_an_unknown_option_is_one_line(world):
+    assert "colour" in world.refused(colour="red")
+
+
+def test_an_unknown_setting_of_a_variant_is_one_line(world):
+    assert "num_points" in world.refused(attention__num_points="4")
+
+
+def test_a_wrong_value_names_the_allowed_ones(world):
+    assert "newton_schulz, ridge, pinv" in world.refused(attention__inverse="magic")
+    assert "allowed: table, json" in world.refused(format="xml")
+    assert "allowed: float32, bfloat16, float16" in world.refused(dtype="float8")
+    assert "allowed: auto, cpu, cuda" in world.refused(device="abacus")
+
+
+def test_a_missing_mandatory_value_says_what_to_type(world):
+    assert "data.root=..." in world.refused(data__root=None)
+
+
+def test_a_missing_checkpoint_says_where_it_was_looked_for(world):
+    assert "absent.safetensors is not a file" in world.refused(model__checkpoint="absent.safetensors")
+
+
+def test_a_hub_checkpoint_without_revision_is_refused(world):
+    assert "is not pinned" in world.refused(model__checkpoint="hf-hub:owner/name")
+
+
+def test_a_hub_checkpoint_that_cannot_be_had_says_what_to_download(world, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    line = world.refused(model__checkpoint="'hf-hub:owner/name@abc'")
+    assert "hf download owner/name" in line
+
+
+def test_weights_of_another_architecture_are_refused(world):
+    assert "do not fit" in world.refused(model__architecture="vit_tiny_patch16_224")
+
+
+def test_an_unknown_architecture_is_refused(world):
+    assert "is not one of timm's models" in world.refused(model__architecture="vit_huger")
+
+
+def test_an_architecture_that_is_no_vision_transformer_is_refused(world):
+    assert "resnet18" in world.refused(model__architecture="resnet18")
+
+
+def test_rotary_attention_is_refused_by_name(world):
+    line = world.refused(model__architecture="eva02_tiny_patch14_224", model__image_size="224")
+    assert "EvaAttention" in line
+
+
+def test_a_missing_folder_is_refused(world):
+    assert "is not a folder" in world.refused(data__root="nowhere")
+
+
+def test_an_unreadable_image_is_named(world):
+    (world.images / "3.png").write_bytes(b"not an image")
+    assert "3.png is not a readable image" in world.refused()
+    assert world.records() == []
+
+
+def test_an_unreadable_image_is_named_by_a_worker_process_too(world):
+    (world.images / "3.png").write_bytes(b"not an image")
+    assert "3.png is not a readable image" in world.refused(loader__num_workers="1")
+
+
+def test_a_label_beyond_the_head_is_refused(world):
+    with (world.images / "labels.csv").open("a") as file:
+        file.write("0b.png,1000\n")
+    (world.images / "0b.png").write_bytes((world.images / "0.png").read_bytes())
+    assert "the labels go up to 1000" in world.refused()
+
+
+def test_a_table_without_labels_cannot_be_classified(world):
+    assert "needs label of its data" in world.refused(data__labels="null")
+
+
+def test_an_image_size_that_is_no_multiple_of_the_patch_is_refused(world):
+    assert "the nearest is 64x64" in world.refused(model__image_size="60")
+    assert "16x16 patch" in world.refused(model__image_size="8")
+
+
+def test_too_many_landmarks_are_refused_with_what_fits(world):
+    assert "choose 2..17" in world.refused(attention__num_landmarks="18")
+
+
+def test_layers_that_are_not_there_are_refused(world):
+    assert "layers=99" in world.refused(layers="99")
+
+
+def test_a_corrupt_record_is_named_and_never_read(world):
+    world.run()
+    _, fna = world.records()
+    text = (fna / "record.json").read_text()
+    (fna / "record.json").write_text(text.replace('"num_samples": 6', '"num_samples": 7'))
+    line = world.refused()
+    assert "digest" in line
+    assert "rerun=true" in line
+    assert world.run(rerun="true")[0] == 0
+    assert world.run()[0] == 0
+
+
+def test_out_of_memory_is_recorded_and_told_in_one_line(world):
+    variant = world.folder / "conf_here" / "attention"
+    variant.mkdir(parents=True)
+    (variant / "hungry.yaml").write_text("_target_: hungry_variant.Hungry\n")
+    (world.folder / "hungry_variant.py").write_text(
+        "from dataclasses import dataclass\nimport torch\nfrom fnabench.attention.base import Attention\n\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Hungry(Attention):\n"
+        "    def __call__(self, inputs):\n        raise torch.OutOfMemoryError('CUDA out of memory.')\n"
+        "    def macs(self, shape, num_layers):\n        return 0\n"
+    )
+    sys.path.insert(0, str(world.folder))
+    try:
+        arguments = ("--config-dir", str(variant.parent))
+        for _ in range(2):  # once computed, once from the record
+            code, _, err = world.run(*arguments, attention="hungry")
+            assert code == 2
+            assert "fnabench: out of memory with loader.batch_size=32" in err
+    finally:
+        sys.path.remove(str(world.folder))
+    exact, hungry = (read_record(folder) for folder in world.records())
+    assert (exact.status, hungry.status) == ("complete", "out of memory")
+    assert hungry.scores == {}
+
+
+def test_full_error_shows_the_traceback(world, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["fnabench", "attention=magic"])
+    from fnabench import cli
+
+    with pytest.raises(Exception, match="magic"):
+        cli.main()
+
+
+def test_help_is_quick_and_imports_no_torch(tmp_path):
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "attention: " in done.stdout
+
+
+def test_python_m_fnabench_from_any_folder(world):
+    options = [f"{name}={value}" for name, value in world.defaults.items()]
+    command = [sys.executable, "-m", "fnabench", *options, "format=json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=world.folder, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["attention"] == "fna"
