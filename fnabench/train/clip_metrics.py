@@ -1,0 +1,51 @@
+"""The bundled CLIP's scores during training, with exact attention; the benchmark's tasks measure anew."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fnabench.data.scenes import Scenes
+from fnabench.models.bundled_towers import Clip, Tokenizer
+from fnabench.train.batches import normalize
+from fnabench.train.clip_loss import PROMPTS
+
+
+@torch.no_grad()
+def measure_clip(model: Clip, tokenizer: Tokenizer, source: Scenes) -> dict[str, float]:
+    """Zero-shot top-1 and recall at 1 in both directions, in percent."""
+    images = torch.cat([embed_pictures(model, source, start) for start in range(0, len(source), 50)])
+    labels = [source.class_names.index(source.scene(index).main.name) for index in range(len(source))]
+    right = classify(model, tokenizer, images, source) == torch.tensor(labels)
+    captions = [source.captions(index) for index in range(len(source))]
+    texts = model.text_tower(tokenizer([text for five in captions for text in five]))
+    owner = torch.arange(len(source)).repeat_interleave(5)
+    similarity = texts @ images.T  # [captions, images]
+    found_image = similarity.argmax(dim=1) == owner
+    found_text = owner[similarity.argmax(dim=0)] == torch.arange(len(source))
+    return {
+        "top1": _percent(right),
+        "text_to_image_r1": _percent(found_image),
+        "image_to_text_r1": _percent(found_text),
+    }
+
+
+def embed_pictures(model: Clip, source: Scenes, start: int) -> Tensor:
+    """Unit embeddings of up to 50 pictures from start on."""
+    indices = range(start, min(len(source), start + 50))
+    pixels = torch.from_numpy(np.stack([source.picture(index).pixels for index in indices]))
+    return model.embed_image(model.encode_tokens(normalize(pixels)))
+
+
+def classify(model: Clip, tokenizer: Tokenizer, images: Tensor, source: Scenes) -> Tensor:
+    """The class whose prompts, averaged, are most similar to each image embedding [B]."""
+    prompts = torch.stack(
+        [model.text_tower(tokenizer([prompt.format(name) for name in source.class_names])) for prompt in PROMPTS]
+    )
+    return (images @ functional.normalize(prompts.mean(dim=0), dim=-1).T).argmax(dim=1)
+
+
+def _percent(hits: Tensor) -> float:
+    return round(100 * float(hits.float().mean()), 2)
