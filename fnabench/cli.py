@@ -72,7 +72,8 @@ def _run(cfg: DictConfig) -> None:
         print(line, file=sys.stderr)
     if outcome.record.status != "complete":
         raise OutOfMemoryError(
-            f"out of memory with loader.batch_size={experiment.batch_size} and probe.batch_size={experiment.probe.batch_size}; "
+            f"out of memory with loader.batch_size={experiment.batch_size} and "
+            f"probe.batch_size={experiment.probe.batch_size}; "
             f"recorded in {outcome.folder}; choose smaller ones, a smaller model.image_size or another device"
         )
 

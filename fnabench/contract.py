@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 from fnabench.data.base import Source
 from fnabench.errors import ImpossibleError
 from fnabench.models.base import Backbone, Blueprint, Model
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fnabench.loader import Batch, Loader
     from fnabench.scores import Scores
 
 
 class Task(ABC):
     """A protocol with its metric: its subclass is one final, frozen, keyword-only dataclass."""
+
+    whole_image: ClassVar[bool] = False
+    """True where images are resized as a whole; else the model's own crop is used."""
 
     @property
     @abstractmethod
@@ -43,10 +49,20 @@ class Task(ABC):
                     f"this task needs {' and '.join(sorted(lacking))} of its {what}, which has "
                     f"{' and '.join(sorted(has)) or 'nothing of the kind'}; choose another {what}= or task="
                 )
+        if self.fits(model) and source.training_split() is None:
+            raise ImpossibleError("this task fits on a training split, which this data has not; choose another data=")
+
+    def fits(self, model: Model) -> bool:
+        """Whether the protocol fits something on the data's training split first."""
+        return False
+
+    def fit(self, backbone: Backbone, loader: Loader) -> dict[str, Tensor]:
+        """What is fitted on the training split, with exact attention; kept, and never fitted again."""
+        raise RuntimeError(f"{type(self).__name__} fits nothing")
 
     @abstractmethod
-    def evaluate(self, backbone: Backbone, loader: Loader) -> Scores:
-        """Run the protocol over all samples of the loader."""
+    def evaluate(self, backbone: Backbone, loader: Loader, fitted: Mapping[str, Tensor]) -> Scores:
+        """Run the protocol over all samples of the loader; `fitted` is what `fit` gave, or empty."""
 
     @abstractmethod
     def forward(self, backbone: Backbone, batch: Batch) -> object:

@@ -100,11 +100,23 @@ class Experiment:
         return select_layers(self.layers, len(self.blueprint.shapes))
 
     @cached_property
+    def training_split(self) -> Source | None:
+        """What the task fits on; None where it fits nothing."""
+        return self.source.training_split() if self.task.fits(self.model) else None
+
+    @cached_property
+    def fit_key(self) -> str:
+        """Hash of everything that changes what the task fits: the attention variant is no part of it."""
+        names = ("task", "fitted_on", "model", "dtype", "device", "seed", "libraries", "code")
+        return digest({name: self.twin().identity[name] for name in names})
+
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that changes the result."""
         return {
             "task": settings(self.task),
             "data": self.source.fingerprint(),
+            "fitted_on": self.training_split.fingerprint() if self.training_split else None,
             "model": settings(self.model) | {"weights": self.model.weights_hash()},
             "attention": settings(self.attention),
             "layers": self.layer_indices,

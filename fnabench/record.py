@@ -52,10 +52,12 @@ class Record:
     num_samples: int
     metric: str
     scores: dict[str, Estimate]
-    comparison: Comparison | None
-    """With the exact twin; None for exact itself."""
+    comparisons: dict[str, Comparison]
+    """With the exact twin, by metric; empty for exact itself."""
     cost: Cost | None
     environment: Environment
+    fitted: str | None
+    """SHA-256 of the head or feature bank that was fitted with exact attention; None where the task fits nothing."""
     files: dict[str, str]
     """SHA-256 of each file beside the record."""
 
@@ -63,6 +65,11 @@ class Record:
     def score(self) -> Estimate | None:
         """The headline metric."""
         return self.scores.get(self.metric)
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """The headline metric against the exact twin's."""
+        return self.comparisons.get(self.metric)
 
 
 _ADAPTER = TypeAdapter(Record)

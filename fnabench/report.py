@@ -72,8 +72,8 @@ def _accuracy_rows(record: Record, exact: Record) -> list[tuple[str, str, str, s
     rows = []
     for name, score in record.scores.items():
         difference = MISSING
-        if name == record.metric and record.comparison:
-            difference = _percent_points(record.comparison.difference)
+        if name in record.comparisons:
+            difference = _percent_points(record.comparisons[name].difference)
         theirs = exact.scores.get(name)
         rows.append((f"{name} (%)", _percent(theirs), _percent(score), difference))
     if not record.scores:

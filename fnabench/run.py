@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from fnabench.cost import Measurement, attach_alone, measure_cost
+from fnabench.data.base import Source
 from fnabench.device import is_out_of_memory
 from fnabench.environment import describe_environment
 from fnabench.experiment import Experiment
@@ -20,8 +22,11 @@ from fnabench.progress import steps
 from fnabench.record import Record
 from fnabench.scores import Scores
 from fnabench.statistics import compare, estimate
-from fnabench.store import Store, read_scores
+from fnabench.store import Fitted, Store, read_scores
 from fnabench.timing import MOST_WARM_UP_ROUNDS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,26 +61,42 @@ def _obtain(
         found = None if rerun else store.find(folder, experiment.key)
         if found is not None:
             return found, False
+        fitted: Fitted | None = None
         scores: Scores | None = None
         measurement: Measurement | None = None
         status = "complete"
         try:
-            scores = evaluate(experiment, backbone())
+            fitted = fit(experiment, store, backbone)
+            scores = evaluate(experiment, backbone(), fitted.state if fitted else {})
             measurement = probe(experiment, backbone()) if experiment.probe.num_rounds else None
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             status = "out of memory"
-        record = _record(experiment, exact, store, scores, measurement, status)
+        record = _record(experiment, exact, store, scores, measurement, status, fitted)
         timings = {"end to end": measurement.end_to_end, "attention": measurement.attention} if measurement else {}
         return store.save(record, scores, timings), True
 
 
-def evaluate(experiment: Experiment, backbone: Backbone) -> Scores:
+def fit(experiment: Experiment, store: Store, backbone: Callable[[], Backbone]) -> Fitted | None:
+    """What the task fits on the training split with exact attention, from the store or now; None if it fits nothing."""
+    training = experiment.training_split
+    if training is None:
+        return None
+    with store.lock(experiment.fit_key):
+        if (fitted := store.find_fitted(experiment.fit_key)) is None:
+            backbone().layers.detach()
+            with torch.inference_mode(), steps("fitting with exact attention", len(training)) as advance:
+                state = experiment.task.fit(backbone(), _loader(experiment, backbone(), training, advance))
+            fitted = store.save_fitted(experiment.fit_key, state)
+    return fitted
+
+
+def evaluate(experiment: Experiment, backbone: Backbone, fitted: Mapping[str, Tensor]) -> Scores:
     """The accuracy pass: the task's protocol over the whole data set."""
     attach_alone(backbone, experiment.attention, [backbone.layers[index] for index in experiment.layer_indices])
     with torch.inference_mode(), steps(f"accuracy, {experiment.names['attention']}", len(experiment.source)) as advance:
-        return experiment.task.evaluate(backbone, _loader(experiment, backbone, advance))
+        return experiment.task.evaluate(backbone, _loader(experiment, backbone, experiment.source, advance), fitted)
 
 
 def probe(experiment: Experiment, backbone: Backbone) -> Measurement:
@@ -87,17 +108,17 @@ def probe(experiment: Experiment, backbone: Backbone) -> Measurement:
             experiment.attention,
             [backbone.layers[index] for index in experiment.layer_indices],
             experiment.task.forward,
-            _loader(experiment, backbone, lambda _: None).first(experiment.probe.batch_size),
+            _loader(experiment, backbone, experiment.source, lambda _: None).first(experiment.probe.batch_size),
             experiment.probe,
             experiment.seed,
             on_step=lambda: advance(1),
         )
 
 
-def _loader(experiment: Experiment, backbone: Backbone, on_batch: Callable[[int], None]) -> Loader:
+def _loader(experiment: Experiment, backbone: Backbone, source: Source, on_batch: Callable[[int], None]) -> Loader:
     return Loader(
-        source=experiment.source,
-        transform=backbone.transform,
+        source=source,
+        transform=backbone.transform_whole if experiment.task.whole_image else backbone.transform,
         batch_size=experiment.batch_size,
         num_workers=experiment.num_workers,
         device=experiment.device,
@@ -113,11 +134,13 @@ def _record(
     scores: Scores | None,
     measurement: Measurement | None,
     status: str,
+    fitted: Fitted | None,
 ) -> Record:
-    comparison = None
-    if exact is not None and scores is not None and exact.score is not None:
-        exact_scores = read_scores(store.folder(exact), scores.headline)
-        comparison = compare(scores.main, exact_scores, experiment.seed)
+    comparisons = {}
+    if exact is not None and scores is not None:
+        for metric in exact.scores:
+            theirs = read_scores(store.folder(exact), metric)
+            comparisons[metric] = compare(scores.metrics[metric], theirs, experiment.seed)
     blueprint = experiment.blueprint
     return Record(
         key=experiment.key,
@@ -138,8 +161,9 @@ def _record(
         num_samples=len(experiment.source),
         metric=experiment.task.metric,
         scores={name: estimate(each, experiment.seed) for name, each in scores.metrics.items()} if scores else {},
-        comparison=comparison,
+        comparisons=comparisons,
         cost=measurement.cost if measurement else None,
         environment=describe_environment(experiment.device),
+        fitted=fitted.sha256 if fitted else None,
         files={},
     )

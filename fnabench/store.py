@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
+from safetensors.torch import load, save
+from torch import Tensor
 
 from fnabench.models.weights_file import hash_file
 from fnabench.progress import stderr
@@ -25,6 +28,14 @@ SAMPLES = "samples.parquet"
 LATENCIES = "latencies.parquet"
 SHORT_KEY = 12
 """So many digits of the key stand in the folder's name."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fitted:
+    """What a task fitted with exact attention, frozen since."""
+
+    state: dict[str, Tensor]
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,31 @@ class Store:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return record
+
+    def find_fitted(self, key: str) -> Fitted | None:
+        """What was fitted under this key, if its file is there and has not been changed."""
+        path = self._fitted(key)
+        if not path.exists():
+            return None
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != path.with_suffix(".sha256").read_text():
+            raise CorruptRecordError(f"{path} was changed since it was fitted; delete it")
+        return Fitted(state=load(content), sha256=path.with_suffix(".sha256").read_text())
+
+    def save_fitted(self, key: str, state: dict[str, Tensor]) -> Fitted:
+        """Keep what was fitted under this key."""
+        path = self._fitted(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = save({name: tensor.contiguous().cpu() for name, tensor in state.items()})
+        sha256 = hashlib.sha256(content).hexdigest()
+        path.with_suffix(".sha256").write_text(sha256)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(content)
+        temporary.replace(path)
+        return Fitted(state=load(content), sha256=sha256)
+
+    def _fitted(self, key: str) -> Path:
+        return self.root / ".fitted" / f"{key[:SHORT_KEY]}.safetensors"
 
     def folders(self) -> list[Path]:
         """Every folder that holds a record, in order of its path; what a killed run left behind is none."""

@@ -94,9 +94,9 @@ def scalars(record: dict[str, Any]) -> dict[str, float]:
             f"score/{name}_low": score["low"],
             f"score/{name}_high": score["high"],
         }
-    if comparison := record["comparison"]:
-        values |= {f"exact/difference_{end}": comparison["difference"][end] for end in ("value", "low", "high")}
-        values |= {"exact/agreement": comparison["agreement"], "exact/p_value": comparison["p_value"]}
+    for name, comparison in record["comparisons"].items():
+        values |= {f"exact/{name}_difference_{end}": value for end, value in comparison["difference"].items()}
+        values |= {f"exact/{name}_{field}": comparison[field] for field in ("agreement", "p_value")}
     if cost := record["cost"]:
         for name in ("latency", "exact_latency", "attention_latency", "exact_attention_latency"):
             values |= {f"latency/{name}_{field}": value for field, value in (cost[name] or {}).items()}

@@ -1,27 +1,48 @@
-"""Top-1 accuracy by the library's own classification head."""
+"""Top-1 accuracy: by the library's head, by prompts, by nearest neighbours or by a linear probe."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch.nn.functional import normalize, one_hot
 
 from fnabench.contract import Task
 from fnabench.data.base import Source
-from fnabench.errors import ImpossibleError
+from fnabench.errors import ImpossibleError, one_of
+from fnabench.linear_head import fit_linear_head
 from fnabench.loader import Batch, Loader
 from fnabench.models.base import Backbone, Blueprint, Model
+from fnabench.neighbours import nearest
 from fnabench.scores import SampleScores, Scores
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+METHODS = ("auto", "head", "zeroshot", "knn", "linear")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Classification(Task):
-    """argmax of the head's logits against the label, with the library's own crop and interpolation."""
+    """argmax of class logits against the label.
+
+    head: the library's own head. zeroshot: 100 times the cosine to class embeddings, each the renormalised mean of its
+    normalised prompt embeddings. knn: votes of the k nearest training images by cosine, weighted by
+    softmax(cosine / temperature), exact search. linear: logistic regression on the image embedding. knn and linear are
+    fitted on the training split with exact attention. auto: head where the model has one, else zeroshot.
+    """
+
+    method: str = "auto"
+    num_neighbours: int = 20
+    temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise one_of("task.method", self.method, METHODS)
 
     @property
     def metric(self) -> str:
@@ -29,14 +50,34 @@ class Classification(Task):
 
     @property
     def needs_of_model(self) -> frozenset[str]:
-        return frozenset({"classify"})
+        needs = {
+            "head": {"classify"},
+            "zeroshot": {"embed", "text"},
+            "knn": {"embed"},
+            "linear": {"embed"},
+            "auto": set(),
+        }
+        return frozenset(needs[self.method])
 
     @property
     def needs_of_data(self) -> frozenset[str]:
         return frozenset({"label"})
 
+    def fits(self, model: Model) -> bool:
+        return self.method in ("knn", "linear")
+
     def check(self, model: Model, blueprint: Blueprint, source: Source) -> None:
         super().check(model, blueprint, source)
+        if self.method == "auto" and not {"classify", "text"} & model.offers:
+            raise ImpossibleError(
+                "the model has neither a classification head nor a text tower; choose task.method=knn or linear"
+            )
+        if "classify" not in model.offers or self.method not in ("auto", "head"):
+            if not source.class_names and self.method in ("auto", "zeroshot"):
+                raise ImpossibleError(
+                    "zero-shot prompts need class names, which this data has not; choose another data="
+                )
+            return
         largest = source.largest_label()
         if largest is not None and largest >= blueprint.num_classes:
             raise ImpossibleError(
@@ -44,16 +85,57 @@ class Classification(Task):
                 f"{blueprint.num_classes - 1}); choose the label file that belongs to the head"
             )
 
-    def evaluate(self, backbone: Backbone, loader: Loader) -> Scores:
+    def fit(self, backbone: Backbone, loader: Loader) -> dict[str, Tensor]:
+        features, labels = [], []
+        for batch in loader:
+            features.append(backbone.encode_image(batch.images).float().cpu())
+            labels += [sample.label for sample in batch.samples]
+        bank, targets = torch.cat(features), torch.tensor(labels)
+        if self.method == "knn":
+            return {"features": normalize(bank, dim=-1), "labels": targets}
+        return fit_linear_head(bank, one_hot(targets).float(), range(len(targets)))
+
+    def evaluate(self, backbone: Backbone, loader: Loader, fitted: Mapping[str, Tensor]) -> Scores:
+        classes = self._class_embeddings(backbone, loader.source) if self._is_zeroshot(backbone) else None
         ids: list[str] = []
         predictions, labels = [], []
         for batch in loader:
             ids += [sample.id for sample in batch.samples]
             labels += [sample.label for sample in batch.samples]
-            predictions.append(self.forward(backbone, batch).argmax(-1).cpu().numpy())
+            logits = self._logits(self.forward(backbone, batch), classes, fitted)
+            predictions.append(logits.argmax(-1).cpu().numpy())
         predicted = np.concatenate(predictions)
         top1 = SampleScores.mean_of(predicted == np.array(labels), tuple(ids), predictions=predicted)
         return Scores(metrics={self.metric: top1}, headline=self.metric)
 
-    def forward(self, backbone: Backbone, batch: Batch) -> Float[Tensor, "B classes"]:
-        return backbone.classify(batch.images)
+    def forward(self, backbone: Backbone, batch: Batch) -> Float[Tensor, "B E"]:
+        if self.method == "head" or (self.method == "auto" and not self._is_zeroshot(backbone)):
+            return backbone.classify(batch.images)
+        return backbone.encode_image(batch.images)
+
+    def _is_zeroshot(self, backbone: Backbone) -> bool:
+        return self.method == "zeroshot" or (self.method == "auto" and bool(backbone.templates))
+
+    def _logits(
+        self, output: Float[Tensor, "B E"], classes: Float[Tensor, "K E"] | None, fitted: Mapping[str, Tensor]
+    ) -> Float[Tensor, "B K"]:
+        if classes is not None:
+            return 100 * normalize(output.float(), dim=-1) @ classes.T
+        if self.method == "linear":
+            return output.float().cpu() @ fitted["weight"].T + fitted["bias"]
+        if self.method == "knn":
+            return self._votes(normalize(output.float(), dim=-1).cpu(), fitted)
+        return output
+
+    def _votes(self, queries: Float[Tensor, "B E"], fitted: Mapping[str, Tensor]) -> Float[Tensor, "B K"]:
+        found, cosines = nearest(fitted["features"].numpy(), queries.numpy(), self.num_neighbours)
+        weights = torch.softmax(torch.from_numpy(cosines) / self.temperature, -1)  # [B, k]
+        votes = torch.zeros(len(queries), int(fitted["labels"].max()) + 1)
+        return votes.scatter_add_(1, fitted["labels"][torch.from_numpy(found)], weights)
+
+    def _class_embeddings(self, backbone: Backbone, source: Source) -> Float[Tensor, "K E"]:
+        rows = []
+        for name in source.class_names:
+            prompts = [template.format(name) for template in backbone.templates]
+            rows.append(normalize(normalize(backbone.encode_text(prompts).float(), dim=-1).mean(0), dim=-1))
+        return torch.stack(rows)

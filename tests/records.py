@@ -49,7 +49,10 @@ def a_record(**changes: Any) -> Record:
         "num_samples": 4,
         "metric": "top1",
         "scores": {"top1": Estimate(value=0.75, low=0.5, high=1.0)},
-        "comparison": Comparison(difference=Estimate(value=-0.25, low=-0.5, high=0.0), p_value=0.5, agreement=0.75),
+        "comparisons": {
+            "top1": Comparison(difference=Estimate(value=-0.25, low=-0.5, high=0.0), p_value=0.5, agreement=0.75)
+        },
+        "fitted": None,
         "cost": a_cost(),
         "environment": describe_environment(torch.device("cpu")),
         "files": {},

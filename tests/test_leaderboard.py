@@ -19,7 +19,7 @@ def with_landmarks(num_landmarks, **changes):
 
 def an_exact_record():
     identity = {"attention": {"class": "fnabench.attention.exact.Exact"}, "dtype": "float32"}
-    return a_record(attention="exact", identity=identity, comparison=None, layers=tuple(range(6)))
+    return a_record(attention="exact", identity=identity, comparisons={}, layers=tuple(range(6)))
 
 
 def rows(page):
@@ -42,14 +42,14 @@ def test_a_star_needs_significance_after_correction():
         difference = Estimate(value=-0.25, low=-0.5, high=-0.1)
         return Comparison(difference=difference, p_value=p_value, agreement=0.9)
 
-    alone = rows(leaderboard.to_markdown([with_landmarks(16, comparison=compared(0.03))]))
+    alone = rows(leaderboard.to_markdown([with_landmarks(16, comparisons={"top1": compared(0.03)})]))
     assert "]*" in alone[0]
-    family = [with_landmarks(m, comparison=compared(0.03)) for m in (16, 32)]
+    family = [with_landmarks(m, comparisons={"top1": compared(0.03)}) for m in (16, 32)]
     assert not any("]*" in row for row in rows(leaderboard.to_markdown(family)))
 
 
 def test_a_record_without_cost_or_scores_has_dashes():
-    (row,) = rows(leaderboard.to_markdown([a_record(status="out of memory", scores={}, comparison=None, cost=None)]))
+    (row,) = rows(leaderboard.to_markdown([a_record(status="out of memory", scores={}, comparisons={}, cost=None)]))
     assert "out of memory" in row
     assert row.count(" - ") >= 6
 

@@ -56,14 +56,14 @@ def test_an_offline_run_read_back_is_the_record(folder, tmp_path):
 def test_accuracy_latency_and_memory_are_scalars(folder):
     values = scalars(json.loads((folder / "record.json").read_text()))
     assert values["score/top1"] == 0.75
-    assert values["exact/difference_value"] == -0.25
+    assert values["exact/top1_difference_value"] == -0.25
     assert values["latency/latency_ratio_value"] == 1.25
     assert values["memory/memory_peak_mib"] == 20.0
 
 
 def test_a_record_without_cost_has_fewer_scalars(tmp_path):
     store = Store(tmp_path)
-    record = store.save(a_record(cost=None, comparison=None), some_scores(), {})
+    record = store.save(a_record(cost=None, comparisons={}), some_scores(), {})
     names = scalars(json.loads((store.folder(record) / "record.json").read_text()))
     assert set(names) == {"score/top1", "score/top1_low", "score/top1_high"}
 

@@ -82,7 +82,7 @@ def accuracy_pass() -> Row:
                 source=source, transform=_transform, batch_size=BATCH_SIZE, num_workers=0, device=CPU,
                 dtype=torch.float32, on_batch=advance,
             )  # fmt: skip
-            task.evaluate(backbone, loader)
+            task.evaluate(backbone, loader, {})
 
     def bare() -> None:
         correct = 0

@@ -56,7 +56,8 @@ def write(folder: Path, name: str, title: str, rows: Sequence[Row], device: torc
     lines += ["| what | baseline | ms | compared | ms | baseline / compared [95 %] | goal |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     for row in rows:
-        cells = (row.what, row.baseline, f"{row.baseline_ms:.2f}", row.arm, f"{row.arm_ms:.2f}", str(row.ratio), row.goal)
+        ours, theirs = f"{row.arm_ms:.2f}", f"{row.baseline_ms:.2f}"
+        cells = (row.what, row.baseline, theirs, row.arm, ours, str(row.ratio), row.goal)
         lines.append(f"| {' | '.join(cells)} |")
     path = folder / f"{name}.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

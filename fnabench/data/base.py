@@ -69,6 +69,10 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """A hash over the content: two sources with the same fingerprint give the same samples."""
 
+    def training_split(self) -> Source | None:
+        """The samples that a head may be fitted on: never one of these; None where there are none."""
+        return None
+
     def largest_label(self) -> int | None:
         """The largest class index that occurs, where that is known without reading images."""
         return len(self.class_names) - 1 if self.class_names else None

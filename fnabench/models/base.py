@@ -31,7 +31,7 @@ class Blueprint:
 
 
 class Model(ABC):
-    """How to get a backbone: its subclass is one final, frozen, keyword-only dataclass whose fields are the settings."""
+    """How to get a backbone: its subclass is one final, frozen, keyword-only dataclass of settings."""
 
     description: str = ""
     """A few words for the head of a table, such as "bundled, 5 M parameters"."""
@@ -59,12 +59,17 @@ class Model(ABC):
 
 
 class Backbone:
-    """A loaded model with its replaceable layers. Model.offers leaves out what it cannot do."""
+    """A loaded model with its replaceable layers; Model.offers says which of its methods it has."""
 
     module: Any
     """The library's own torch.nn.Module."""
     layers: LayerStack
     transform: Callable[[Image.Image], Float[Tensor, "3 height width"]]
+    """Resize and crop as the model was trained for."""
+    transform_whole: Callable[[Image.Image], Float[Tensor, "3 height width"]]
+    """Resize the whole image to the model's input, whatever its shape."""
+    templates: tuple[str, ...] = ()
+    """Prompts for zero-shot classification with {} for the class, where the model has a text tower."""
 
     def classify(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B classes"]:
         """Logits of the library's own classification head."""
@@ -76,6 +81,10 @@ class Backbone:
 
     def encode_patches(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B N C"]:
         """The final patch tokens, row by row, without prefix tokens."""
+        raise NotImplementedError(f"{type(self).__name__} has no patch tokens")
+
+    def patch_grid(self, images: Float[Tensor, "B 3 height width"]) -> tuple[int, int]:
+        """Rows and columns of the patches of such images."""
         raise NotImplementedError(f"{type(self).__name__} has no patch tokens")
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "T E"]:

@@ -24,6 +24,8 @@ class TimmAttentionLayer(AttentionLayer):
         self, x: Float[Tensor, "B N C"], attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Float[Tensor, "B N C"]:
         native = self.native
+        if native.training and native.attn_drop.p:
+            raise ImpossibleError("attention dropout cannot be honoured by a replaced layer; call model.eval() first")
         B, N, _ = x.shape
         q, k, v = native.qkv(x).reshape(B, N, 3, native.num_heads, native.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = native.q_norm(q), native.k_norm(k)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.data import create_transform
 
 from fnabench.errors import BadInputError, ImpossibleError
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from PIL import Image
     from torch import Tensor
+
+    Transform = Callable[[Image.Image], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +67,7 @@ class TimmVit(Model):
             }
         architecture = (self.architecture or found.get("architecture") or "").split(".")[0]
         if not timm.is_model(architecture):
-            close = ", ".join(timm.list_models(f"*{architecture[:8]}*")[:5]) if architecture else ""
+            close = ", ".join(get_close_matches(architecture, timm.list_models(), n=5))
             raise BadInputError(
                 f"model.architecture={architecture or None} is not one of timm's models"
                 + (f"; close names: {close}" if close else "; give a name that timm.list_models() prints")
@@ -107,13 +112,14 @@ class TimmVit(Model):
         overlay = {"file": str(path), "num_classes": self.settings["num_classes"], "custom_load": path.suffix == ".npz"}
         try:
             module = self._create(pretrained=True, pretrained_cfg_overlay=overlay)
-        except (RuntimeError, ValueError, KeyError, OSError) as error:
+        except (RuntimeError, ValueError, KeyError, OSError, EOFError, UnpicklingError, SafetensorError) as error:
             reason = str(error).replace("\n", " ")[:300]
             raise BadInputError(
                 f"the weights in {path} do not fit {self.settings['architecture']}: {reason}"
             ) from error
         module = module.to(device, dtype).eval().requires_grad_(False)
-        return TimmBackbone(module, _transform(self.settings, self.size))
+        whole = self.settings | {"crop_pct": 1.0, "crop_mode": "squash"}
+        return TimmBackbone(module, _transform(self.settings, self.size), _transform(whole, self.size))
 
     def _create(self, **options: Any) -> Any:
         options |= {"img_size": self.size, "num_classes": self.settings["num_classes"]}
@@ -129,10 +135,11 @@ class TimmVit(Model):
 class TimmBackbone(Backbone):
     """A loaded timm Vision Transformer."""
 
-    def __init__(self, module: Any, transform: Callable[[Image.Image], Tensor]) -> None:
+    def __init__(self, module: Any, transform: Transform, transform_whole: Transform | None = None) -> None:
         self.module: Any = module
         self.layers = timm_layers(module)
         self.transform = transform
+        self.transform_whole = transform_whole or transform
 
     def classify(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B classes"]:
         return self.module(images)  # type: ignore[no-any-return]
@@ -143,8 +150,12 @@ class TimmBackbone(Backbone):
     def encode_patches(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B N C"]:
         return self.module.forward_features(images)[:, self.module.num_prefix_tokens :]  # type: ignore[no-any-return]
 
+    def patch_grid(self, images: Float[Tensor, "B 3 height width"]) -> tuple[int, int]:
+        height, width = self.module.patch_embed.patch_size
+        return images.shape[-2] // height, images.shape[-1] // width
 
-def _transform(settings: dict[str, Any], size: tuple[int, int]) -> Callable[[Image.Image], Tensor]:
+
+def _transform(settings: dict[str, Any], size: tuple[int, int]) -> Transform:
     names = ("interpolation", "mean", "std", "crop_pct", "crop_mode")
     chosen = {name: settings[name] for name in names if settings.get(name) is not None}
     return create_transform(input_size=(3, *size), **chosen)  # type: ignore[no-any-return]

@@ -1,0 +1,65 @@
+"""Multinomial logistic regression on frozen features, the penalty chosen on held-out samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import log_softmax
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)
+HELD_OUT = 5
+"""Every fifth group of samples is held out while the penalty is chosen."""
+NUM_ITERATIONS = 100
+
+
+def fit_linear_head(
+    features: Float[Tensor, "n C"], targets: Float[Tensor, "n K"], groups: Sequence[int]
+) -> dict[str, Tensor]:
+    """Weight [K, C] and bias [K] for raw features, and the penalty that was chosen.
+
+    Targets are distributions over K classes; a row of zeros does not count. Samples of one group, such as the patches
+    of an image, are held out together. Features are standardised for the fit and the scale folded into the weight.
+    """
+    features, targets = features.float(), targets.float()
+    mean, scale = features.mean(0), features.std(0).clamp_min(1e-6)
+    standard = (features - mean) / scale
+    held_out = torch.tensor(groups) % HELD_OUT == 0
+    losses = []
+    for penalty in PENALTIES:
+        weight, bias = _minimise(standard[~held_out], targets[~held_out], penalty)
+        losses.append(float(_loss(standard[held_out], targets[held_out], weight, bias)))
+    penalty = PENALTIES[min(range(len(PENALTIES)), key=lambda position: losses[position])]
+    weight, bias = _minimise(standard, targets, penalty)
+    weight = weight / scale
+    return {"weight": weight, "bias": bias - weight @ mean, "penalty": torch.tensor(penalty)}
+
+
+def _minimise(
+    features: Float[Tensor, "n C"], targets: Float[Tensor, "n K"], penalty: float
+) -> tuple[Float[Tensor, "K C"], Float[Tensor, " K"]]:
+    """Weight and bias of the least penalised cross-entropy, by L-BFGS."""
+    with torch.inference_mode(False), torch.enable_grad():
+        features, targets = features.clone(), targets.clone()
+        weight = torch.zeros(targets.shape[1], features.shape[1], requires_grad=True)
+        bias = torch.zeros(targets.shape[1], requires_grad=True)
+        optimiser = torch.optim.LBFGS([weight, bias], max_iter=NUM_ITERATIONS, line_search_fn="strong_wolfe")
+
+        def closure() -> float:
+            optimiser.zero_grad()
+            loss = _loss(features, targets, weight, bias) + penalty * weight.square().sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            return float(loss)
+
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()
+
+
+def _loss(features: Tensor, targets: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    logits = features @ weight.T + bias
+    return -(targets * log_softmax(logits, -1)).sum() / targets.sum().clamp_min(1)
