@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TextIO
 
 from PIL import Image, UnidentifiedImageError
 
@@ -102,21 +104,27 @@ def read_image(path: Path) -> Image.Image:
 def _read_table(path: Path) -> list[Row]:
     if not path.is_file():
         raise MissingError(f"{path} is missing: a table with the columns file,label; data.labels=null does without")
-    rows = []
-    with path.open(newline="", encoding="utf-8") as file:
-        table = csv.DictReader(file)
-        if not {"file", "label"} <= set(table.fieldnames or ()):
-            raise BadInputError(f"{path} has the columns {', '.join(table.fieldnames or ())}; it needs file and label")
-        for line in table:
-            label = line["label"] or ""
-            if not label.strip().isdecimal():
-                raise BadInputError(f"{path} line {table.line_num}: label={label!r} is not a class index from 0")
-            rows.append(Row(line["file"], int(label)))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a byte order mark in front
+            rows = list(_parse_table(path, file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadInputError(f"{path} is not a table in UTF-8: {error}") from error
     files = [row.file for row in rows]
     if len(set(files)) < len(files):
         twice = next(file for position, file in enumerate(files) if file in files[:position])
         raise BadInputError(f"{path} lists {twice} more than once")
     return rows
+
+
+def _parse_table(path: Path, file: TextIO) -> Iterator[Row]:
+    table = csv.DictReader(file)
+    if not {"file", "label"} <= set(table.fieldnames or ()):
+        raise BadInputError(f"{path} has the columns {', '.join(table.fieldnames or ())}; it needs file and label")
+    for line in table:
+        label = line["label"] or ""
+        if not label.strip().isdecimal():
+            raise BadInputError(f"{path} line {table.line_num}: label={label!r} is not a class index from 0")
+        yield Row(line["file"], int(label))
 
 
 def _list_images(root: Path) -> list[Row]:

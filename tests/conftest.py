@@ -1,0 +1,22 @@
+"""What all tests share: no network, one thread, and the real assets where there are any."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The folder of real weights and images; skips where it is not there."""
+    root = Path(os.environ.get("FNABENCH_ASSETS", "assets"))
+    for needed in ("vit_tiny_augreg_fp16.safetensors", "imagenet_sample/labels.csv"):
+        if not (root / needed).is_file():
+            pytest.skip(f"FNABENCH_ASSETS={root} does not hold {needed}")
+    return root

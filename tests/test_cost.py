@@ -1,0 +1,171 @@
+"""The cost probe on a tiny model: finite numbers, the right arms, and a model left as it was."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from builders import random_images, timm_model
+from torch import Tensor, nn
+
+from fnabench.attention.base import Attention
+from fnabench.attention.exact import Exact
+from fnabench.attention.fna import Fna
+from fnabench.attention.native import Native
+from fnabench.cost import Measurement, Probe, attach_alone, capture_inputs, measure_cost, run_cores
+from fnabench.data.base import Sample
+from fnabench.errors import BadInputError
+from fnabench.loader import Batch
+from fnabench.macs import attention_macs, count_macs
+from fnabench.models.timm_layers import timm_layers
+from fnabench.models.timm_vit import TimmBackbone
+
+FNA = Fna(num_landmarks=8)
+NUM_ROUNDS = 3
+
+
+def classify(backbone: TimmBackbone, batch: Batch) -> Tensor:
+    return backbone.classify(batch.images)
+
+
+def backbone_of(module: nn.Module) -> TimmBackbone:
+    return TimmBackbone(module, transform=None)  # type: ignore[arg-type]
+
+
+def batch_of(size: int = 2) -> Batch:
+    return Batch(images=random_images(size), samples=tuple(Sample(id=str(i), image=None) for i in range(size)))
+
+
+def measure(
+    attention: Attention, *, memory: bool = False, steps: list[int] | None = None
+) -> tuple[Measurement, TimmBackbone]:
+    backbone = backbone_of(timm_model())
+    probe = Probe(batch_size=2, num_rounds=NUM_ROUNDS, memory=memory)
+    measured = measure_cost(
+        backbone, attention, backbone.layers.select("half"), classify, batch_of(), probe,
+        on_step=lambda: steps.append(1) if steps is not None else None,
+    )  # fmt: skip
+    return measured, backbone
+
+
+@cache
+def measured(attention: Attention) -> tuple[Measurement, TimmBackbone]:
+    return measure(attention)
+
+
+ALL = pytest.mark.parametrize("attention", [FNA, Exact(), Native()], ids=["fna", "exact", "native"])
+
+
+@ALL
+def test_every_number_is_finite_and_every_interval_holds_its_value(attention: Attention) -> None:
+    cost = measured(attention)[0].cost
+    latencies = [cost.latency, cost.exact_latency, cost.attention_latency, cost.exact_attention_latency]
+    for latency in filter(None, latencies):
+        assert 0 < latency.p10_ms <= latency.median_ms <= latency.p90_ms < math.inf
+    for ratio in filter(None, [cost.latency_ratio, cost.attention_latency_ratio, cost.ceiling]):
+        assert 0 < ratio.low <= ratio.high < math.inf
+        assert ratio.value > 0
+    assert (cost.batch_size, cost.num_rounds) == (2, NUM_ROUNDS)
+    assert cost.sdpa_backend in ("flash_attention", "math")
+    assert cost.num_warm_up_rounds >= 3
+
+
+@ALL
+def test_the_model_is_left_detached(attention: Attention) -> None:
+    backbone = measured(attention)[1]
+    assert all("forward" not in each.__dict__ and not each._forward_pre_hooks for each in backbone.module.modules())
+    assert all(layer.core is None for layer in backbone.layers)
+    with torch.no_grad():
+        assert torch.equal(backbone.classify(random_images()), timm_model()(random_images()))
+
+
+@ALL
+def test_exact_variant_and_ceiling_are_timed_side_by_side(attention: Attention) -> None:
+    measurement = measured(attention)[0]
+    for arm in ("exact", "variant", "free"):
+        assert len(measurement.end_to_end.per_round(arm)) == NUM_ROUNDS
+    assert len(measurement.end_to_end.repeats) == 3 * 2 * NUM_ROUNDS
+    assert len(measurement.attention.per_round("exact")) == NUM_ROUNDS
+    assert len(measurement.attention.per_round("variant")) == (0 if attention == Native() else NUM_ROUNDS)
+
+
+def test_native_has_no_attention_time_of_its_own() -> None:
+    cost = measured(Native())[0].cost
+    assert cost.attention_latency is None
+    assert cost.attention_latency_ratio is None
+    assert cost.exact_attention_latency.median_ms > 0
+
+
+def test_exact_costs_what_exact_costs() -> None:
+    cost = measured(Exact())[0].cost
+    assert cost.macs == cost.exact_macs
+    assert 0.5 < cost.latency_ratio.value < 2
+    assert cost.crossover_tokens is None
+
+
+def test_the_cores_alone_take_less_than_the_whole_model() -> None:
+    cost = measured(FNA)[0].cost
+    assert cost.attention_latency is not None
+    assert cost.attention_latency.median_ms < cost.latency.median_ms
+    assert cost.exact_attention_latency.median_ms < cost.exact_latency.median_ms
+
+
+def test_the_macs_are_those_of_the_untouched_model_and_of_the_formula() -> None:
+    cost = measured(FNA)[0].cost
+    module = timm_model()
+    shapes = [layer.shape(17) for layer in timm_layers(module).select("half")]
+    with torch.no_grad():
+        whole = count_macs(lambda: module(random_images(1)))
+    assert cost.exact_macs == whole
+    assert cost.macs == whole - attention_macs(Exact(), shapes) + attention_macs(FNA, shapes)
+    assert cost.ceiling_macs == pytest.approx(whole / (whole - attention_macs(Exact(), shapes)))
+    assert cost.ceiling_macs > 1
+
+
+def test_memory_is_measured_in_a_pass_of_its_own() -> None:
+    steps: list[int] = []
+    measurement = measure(FNA, memory=True, steps=steps)[0]
+    cost = measurement.cost
+    assert cost.memory is not None
+    assert cost.exact_memory is not None
+    assert 0 <= cost.memory.peak_mib < 200
+    assert cost.memory.method.startswith("fresh process")
+    rounds = measurement.end_to_end.num_warm_up_rounds + measurement.attention.num_warm_up_rounds + 2 * NUM_ROUNDS
+    assert len(steps) == rounds
+
+
+def test_without_a_memory_pass_there_is_no_memory() -> None:
+    cost = measured(FNA)[0].cost
+    assert cost.memory is None
+    assert cost.exact_memory is None
+
+
+def test_attaching_alone_detaches_every_other_layer() -> None:
+    backbone = backbone_of(timm_model())
+    FNA.attach(backbone.layers)
+    attach_alone(backbone, Exact(), backbone.layers.select([1]))
+    assert [layer.core for layer in backbone.layers] == [None, Exact(), None, None]
+
+
+@torch.no_grad()
+def test_the_cores_run_on_captured_inputs_as_in_a_forward() -> None:
+    backbone = backbone_of(timm_model())
+    layers = backbone.layers.select("half")
+    captured = capture_inputs(backbone, layers, classify, batch_of())
+    assert [inputs.layer for inputs in captured] == [2, 3]
+    assert all(layer.core is None for layer in backbone.layers)
+    for variant in (FNA, replace(FNA, resample="layer")):
+        memo: dict[str, object] = {}
+        expected = [variant(replace(inputs, memo=memo)) for inputs in captured][-1]
+        assert torch.equal(run_cores(variant, captured), expected)
+    assert torch.equal(run_cores(FNA, captured), run_cores(FNA, captured)), "each run begins with an empty memo"
+    assert all(inputs.memo == {} for inputs in captured)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"num_rounds": -1}])
+def test_a_probe_that_cannot_be_run_is_refused(options: dict[str, int]) -> None:
+    with pytest.raises(BadInputError, match=r"probe\.batch_size=.* and probe\.num_rounds="):
+        Probe(**options)

@@ -1,0 +1,56 @@
+"""Peak memory of a call on a CPU, in a fresh process each."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from fnabench.errors import BadInputError
+from fnabench.memory import MIB, peak_memory
+
+CPU = torch.device("cpu")
+
+
+def allocate(mebibytes: int) -> None:
+    torch.ones(mebibytes * MIB // 4).sum()
+
+
+def fail() -> None:
+    raise BadInputError("this call fails")
+
+
+def die() -> None:
+    import os
+
+    os._exit(7)
+
+
+def test_what_a_call_allocates_is_its_peak() -> None:
+    memory = peak_memory(partial(allocate, 64), partial(allocate, 1), CPU)
+    assert memory.peak_mib == pytest.approx(64, abs=6)
+    assert memory.reserved_mib is None
+    assert memory.method.startswith("fresh process")
+
+
+def test_a_call_that_allocates_64_mib_more_is_seen_to_do_so() -> None:
+    small, large = (peak_memory(partial(allocate, size), partial(allocate, 1), CPU).peak_mib for size in (32, 96))
+    assert large - small == pytest.approx(64, abs=6)
+
+
+def test_what_the_warm_up_needed_is_not_counted() -> None:
+    memory = peak_memory(partial(allocate, 16), partial(allocate, 128), CPU)
+    if memory.method.endswith("since its start"):
+        pytest.skip("this system cannot forget the peak of a process")
+    assert memory.peak_mib == pytest.approx(16, abs=6)
+
+
+def test_an_error_in_the_call_is_raised_here() -> None:
+    with pytest.raises(BadInputError, match="this call fails"):
+        peak_memory(fail, partial(allocate, 1), CPU)
+
+
+def test_a_process_that_dies_is_an_error_and_no_number() -> None:
+    with pytest.raises(RuntimeError, match="ended with exit code 7"):
+        peak_memory(die, partial(allocate, 1), CPU)
