@@ -54,7 +54,7 @@ def _minimise(
             optimiser.zero_grad()
             loss = _loss(features, targets, weight, bias) + penalty * weight.square().sum()
             loss.backward()  # type: ignore[no-untyped-call]
-            return float(loss)
+            return float(loss.detach())
 
         optimiser.step(closure)  # type: ignore[no-untyped-call]
     return weight.detach(), bias.detach()

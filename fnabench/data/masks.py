@@ -1,0 +1,94 @@
+"""Two folders side by side: images, and label maps of the same name that hold a class for each pixel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fnabench.data.base import IGNORE_INDEX, Sample, Source
+from fnabench.data.image_files import existing_folder, hash_files, list_images, read_image, take
+from fnabench.errors import BadInputError
+from fnabench.identity import LOCATION
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskFolder(Source):
+    """Images with their label maps, in the order of their names."""
+
+    root: str = field(metadata=LOCATION)
+    images: str
+    """Folder of the images inside root."""
+    masks: str
+    """Folder of the label maps inside root: PNG files of the images' names."""
+    training_images: str | None = None
+    """The training split's folders, which heads are fitted on."""
+    training_masks: str | None = None
+    mask_names: tuple[str, ...]  # type: ignore[misc]
+    """Names of the classes 0, 1, ..."""
+    ignored: int = IGNORE_INDEX
+    """The value in the label maps that does not count."""
+    limit: int | None = None
+    """Only the first so many images; recorded, and never called the full set."""
+    name: str = "masks"
+    description: str = ""
+
+    @property
+    def provides(self) -> frozenset[str]:
+        return frozenset({"mask"})
+
+    def check(self) -> None:
+        for file in self._files:
+            mask = self._mask_of(file)
+            if not mask.is_file():
+                raise BadInputError(f"{self._images / file} has no label map {mask}")
+            with Image.open(self._images / file) as image, Image.open(mask) as labels:  # headers only
+                if image.size != labels.size:
+                    raise BadInputError(
+                        f"{mask} has {labels.width}x{labels.height} pixels, its image {image.width}x{image.height}"
+                    )
+
+    def fingerprint(self) -> str:
+        known = (self.ignored, *self.mask_names)
+        images = hash_files(self._images, [(file, known) for file in self._files])
+        return images + hash_files(self._masks, [(self._mask_of(file).name, None) for file in self._files])
+
+    def training_split(self) -> MaskFolder | None:
+        if self.training_images is None or self.training_masks is None:
+            return None
+        return replace(
+            self, images=self.training_images, masks=self.training_masks, training_images=None, training_masks=None,
+            limit=None,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Sample:
+        file = self._files[index]
+        with Image.open(self._mask_of(file)) as labels:
+            values = np.array(labels)
+        if values.ndim != 2:
+            raise BadInputError(f"{self._mask_of(file)} is no label map: it has {values.ndim} dimensions, not 2")
+        mask = np.where(values == self.ignored, IGNORE_INDEX, values).astype(np.uint8)
+        return Sample(id=file, image=read_image(self._images / file), mask=mask)
+
+    @property
+    def _images(self) -> Path:
+        return Path(self.root) / self.images
+
+    @property
+    def _masks(self) -> Path:
+        return Path(self.root) / self.masks
+
+    def _mask_of(self, file: str) -> Path:
+        return self._masks / Path(file).with_suffix(".png")
+
+    @cached_property
+    def _files(self) -> list[str]:
+        existing_folder("data.root", self.root)
+        files = list_images(existing_folder("data.images", str(self._images)))
+        return files[: take(files, self.limit)]

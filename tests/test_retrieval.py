@@ -1,0 +1,109 @@
+"""Recall at k on hand-made embeddings with known answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fnabench.data.base import Sample, Source
+from fnabench.loader import Loader
+from fnabench.models.base import Backbone
+from fnabench.neighbours import nearest
+from fnabench.tasks.retrieval import Retrieval
+
+VECTORS = {"left": (1.0, 0.0), "up": (0.0, 1.0), "right": (-1.0, 0.0), "nearly left": (0.9, 0.1)}
+
+
+class Captioned(Source):
+    """Images whose grey value numbers them, with the given captions."""
+
+    name = "captioned"
+
+    def __init__(self, captions):
+        self.captions = captions
+
+    provides = frozenset({"captions"})
+
+    def check(self):
+        pass
+
+    def fingerprint(self):
+        return "captioned"
+
+    def __len__(self):
+        return len(self.captions)
+
+    def __getitem__(self, index):
+        image = Image.new("RGB", (2, 2), (index, index, index))
+        return Sample(id=f"image {index}", image=image, captions=self.captions[index])
+
+
+class Lookup(Backbone):
+    """Embeds images and texts by a table."""
+
+    def __init__(self, images):
+        self.images = torch.tensor([VECTORS[name] for name in images])
+
+    def encode_image(self, images):
+        return self.images[images[:, 0, 0, 0].long()]
+
+    def encode_text(self, texts):
+        return torch.tensor([VECTORS[text] for text in texts])
+
+
+def recall(images, captions, ks=(1, 2), batch_size=2):
+    loader = Loader(
+        source=Captioned(captions), transform=lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1).float(),
+        batch_size=batch_size, num_workers=0, device=torch.device("cpu"), dtype=torch.float32,
+    )  # fmt: skip
+    return Retrieval(ks=ks).evaluate(Lookup(images), loader, {})
+
+
+def test_a_perfect_model_finds_everything():
+    scores = recall(["left", "up", "right"], [("left",), ("up",), ("right",)])
+    assert {name: metric.value for name, metric in scores.metrics.items()} == {
+        "t2i_r1": 1.0, "t2i_r2": 1.0, "i2t_r1": 1.0, "i2t_r2": 1.0,
+    }  # fmt: skip
+
+
+def test_any_caption_of_an_image_counts_as_found():
+    scores = recall(["left", "up"], [("right", "left"), ("up", "nearly left")])
+    assert scores.metrics["i2t_r1"].value == 1.0  # "left" is first for the first image, "up" for the second
+
+
+def test_each_caption_is_a_query_of_its_own_and_shares_its_image_as_cluster():
+    scores = recall(["left", "up"], [("left", "up"), ("up",)])
+    t2i = scores.metrics["t2i_r1"]
+    assert t2i.numerator[:, 0].tolist() == [1.0, 0.0, 1.0]
+    assert t2i.clusters == ("image 0", "image 0", "image 1")
+    assert len(set(t2i.ids)) == 3
+
+
+def test_a_swapped_pair_is_found_at_2_and_not_at_1():
+    scores = recall(["up", "left"], [("left",), ("up",)])
+    assert scores.metrics["t2i_r1"].value == 0.0
+    assert scores.metrics["t2i_r2"].value == 1.0
+
+
+def test_the_result_does_not_depend_on_the_batch_size():
+    arguments = (["left", "up", "right"], [("nearly left", "up"), ("left",), ("right",)])
+    one, three = (recall(*arguments, batch_size=size) for size in (1, 3))
+    for name, metric in one.metrics.items():
+        np.testing.assert_array_equal(metric.numerator, three.metrics[name].numerator)
+
+
+def test_nearest_agrees_with_a_full_sort():
+    generator = np.random.default_rng(0)
+    database, queries = (generator.standard_normal((n, 8)).astype(np.float32) for n in (50, 20))
+    found, products = nearest(database, queries, 7)
+    expected = np.argsort(-(queries @ database.T), axis=1)[:, :7]
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(products, np.take_along_axis(queries @ database.T, expected, 1), rtol=1e-5)
+
+
+def test_k_larger_than_the_database_is_cut():
+    found, _ = nearest(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32), 10)
+    assert found.shape == (3, 3)
+    assert recall(["left", "up"], [("left",), ("up",)], ks=(1, 10)).metrics["t2i_r10"].value == pytest.approx(1.0)
