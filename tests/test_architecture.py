@@ -21,7 +21,7 @@ LAYERS = (
     ("attention.layers",),
     ("attention.*",),
     ("timing", "memory", "macs"),
-    ("data.base", "models.base"),
+    ("data.base", "data.image_files", "models.base"),
     ("data.*", "loader", "models.weights_file", "models.timm_layers"),
     ("models.*",),
     ("contract", "cost", "surgery"),
@@ -145,7 +145,7 @@ def test_imports_point_downwards_only(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["attention", "data", "models", "tasks"])
 def test_siblings_never_import_each_other(kind: str) -> None:
-    shared = {"base", "layers", "landmarks", "inverse", "masks", "timm_layers", "weights_file"}
+    shared = {"base", "layers", "landmarks", "inverse", "masks", "timm_layers", "weights_file", "image_files"}
     for name, other in IMPORTS:
         if name.startswith(f"{kind}.") and other.startswith(f"{kind}.") and other.split(".")[1] not in shared:
             assert family_of(name) == family_of(other), f"{MODULES[name]} must not import fnabench.{other}"

@@ -9,7 +9,8 @@ import pytest
 from builders import image_folder, write_table
 from PIL import Image
 
-from fnabench.data.folder import NUM_HASHED, ImageFolder
+from fnabench.data.folder import ImageFolder
+from fnabench.data.image_files import NUM_HASHED
 from fnabench.errors import BadInputError, FnabenchError, MissingError
 from fnabench.identity import settings
 
@@ -178,7 +179,7 @@ def test_a_limit_beyond_the_samples_is_refused(limit: int, tmp_path: Path) -> No
 def test_an_empty_table_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
     write_table(tmp_path, ["file", "label"], [])
     assert "names no image" in refusal(ImageFolder(root=str(tmp_path)))
-    assert "names no image" in refusal(ImageFolder(root=str(tmp_path), labels=None))
+    assert "holds no image" in refusal(ImageFolder(root=str(tmp_path), labels=None))
 
 
 def test_a_table_as_spreadsheets_write_it_is_read(tmp_path: Path) -> None:

@@ -39,8 +39,7 @@ def test_each_landmark_is_farthest_from_those_before_it(num_prefix: int) -> None
         assert_farthest(image.double().numpy(), chosen.tolist(), num_prefix)
 
 
-@pytest.mark.parametrize("num_prefix", [0, 1, 4])
-@pytest.mark.parametrize("num_allowed", [32, 16, 8])
+@pytest.mark.parametrize(("num_prefix", "num_allowed"), [(0, 32), (1, 32), (0, 16), (4, 8)])
 def test_the_form_for_one_image_equals_the_form_for_a_batch(num_prefix: int, num_allowed: int) -> None:
     x = whole_numbers()
     allowed = torch.arange(32).expand(3, -1) < num_allowed if num_allowed < 32 else None
@@ -95,6 +94,15 @@ def test_tokens_that_are_not_allowed_are_never_landmarks() -> None:
     for image, chosen in zip(x, landmarks.index.tolist(), strict=True):
         assert not set(chosen) & set(range(10, 20))
         assert_farthest(image.double().numpy(), chosen, 1, allowed[0].numpy())
+
+
+def test_a_copy_that_is_allowed_comes_before_any_token_that_is_not() -> None:
+    constant = torch.ones(2, 40, 6)
+    allowed = torch.arange(40).expand(2, -1) >= 25
+    landmarks = farthest_points(constant, 12, 0, allowed)
+    assert landmarks.valid is not None
+    assert landmarks.valid.all()
+    assert (landmarks.index >= 25).all()
 
 
 @pytest.mark.parametrize("num_prefix", [0, 1])

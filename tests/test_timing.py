@@ -57,12 +57,13 @@ def test_only_the_run_is_timed_and_each_run_is_prepared() -> None:
 
     timings = interleave({"x": Arm(prepare=prepare, run=lambda: None)}, 3, CPU)
     assert len(prepared) == 6 + timings.num_warm_up_rounds
-    assert max(repeat.wall_ms for repeat in timings.repeats) < 15
+    assert np.median([repeat.wall_ms for repeat in timings.repeats]) < 15
 
 
 def test_the_wall_clock_shows_what_a_run_takes() -> None:
     timings = interleave({"x": Arm(prepare=lambda: None, run=lambda: time.sleep(0.02))}, 3, CPU)
-    assert all(19 < repeat.wall_ms < 100 for repeat in timings.repeats)
+    assert min(repeat.wall_ms for repeat in timings.repeats) > 19
+    assert np.median([repeat.wall_ms for repeat in timings.repeats]) < 100
     assert all(repeat.device_ms is None for repeat in timings.repeats)
 
 
@@ -115,8 +116,8 @@ def test_the_mean_of_a_round_cancels_a_linear_drift() -> None:
 def test_an_arm_that_takes_twice_as_long_has_a_ratio_of_two() -> None:
     timings = interleave(
         {
-            "slow": Arm(prepare=lambda: None, run=lambda: time.sleep(0.012)),
-            "fast": Arm(prepare=lambda: None, run=lambda: time.sleep(0.006)),
+            "slow": Arm(prepare=lambda: None, run=lambda: time.sleep(0.04)),
+            "fast": Arm(prepare=lambda: None, run=lambda: time.sleep(0.02)),
         },
         5,
         CPU,
