@@ -1,4 +1,4 @@
-"""A sweep through a real Slurm; tests/slurm/run.sh starts one on this machine."""
+"""Sweeps through launchers: a real Slurm, which tests/slurm/run.sh starts on this machine, and one that is missing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +19,20 @@ from PIL import Image
 NAME = "fnabench-test"
 
 
-def _answers(*command: str) -> bool:
+@cache
+def _answers(program: str) -> bool:
     """Whether the program is there and reaches its daemon."""
-    if not shutil.which(command[0]):
+    if not shutil.which(program):
         return False
-    return subprocess.run(command, capture_output=True, timeout=30).returncode == 0
+    try:
+        return subprocess.run([program], capture_output=True, timeout=10).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
-pytestmark = [
-    pytest.mark.slurm,
-    pytest.mark.skipif(not _answers("sinfo"), reason="sinfo does not answer: make test-slurm starts a Slurm"),
-]
+def needs_slurm(test: Callable[..., None]) -> Callable[..., None]:
+    skip = pytest.mark.skipif(not _answers("sinfo"), reason="sinfo does not answer: make test-slurm starts a Slurm")
+    return pytest.mark.slurm(skip(test))
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +86,7 @@ def _logs(folder: Path, suffix: str) -> list[str]:
     return [path.read_text() for path in sorted(paths)]
 
 
+@needs_slurm
 def test_a_sweep_leaves_one_record_a_job_and_computes_the_exact_twin_once(inputs: Path, tmp_path: Path) -> None:
     done = _sweep(inputs, tmp_path, "attention=exact,fna,native")
     assert done.returncode == 0, done.stderr
@@ -91,6 +97,7 @@ def test_a_sweep_leaves_one_record_a_job_and_computes_the_exact_twin_once(inputs
     assert sum(log.count("accuracy, exact") for log in _logs(tmp_path, "err")) == 1
 
 
+@needs_slurm
 def test_a_failing_job_is_named_and_the_others_finish(inputs: Path, tmp_path: Path) -> None:
     done = _sweep(inputs, tmp_path, "attention=fna", "attention.num_landmarks=1000,8")
     assert done.returncode == 2
@@ -99,6 +106,7 @@ def test_a_failing_job_is_named_and_the_others_finish(inputs: Path, tmp_path: Pa
     assert _records(tmp_path) == ["exact", "fna"]
 
 
+@needs_slurm
 def test_what_the_cluster_does_not_offer_is_told_without_a_traceback(inputs: Path, tmp_path: Path) -> None:
     done = _sweep(inputs, tmp_path, "attention=exact", "hydra.launcher.partition=no_such_partition")
     assert done.returncode == 2
@@ -107,6 +115,7 @@ def test_what_the_cluster_does_not_offer_is_told_without_a_traceback(inputs: Pat
     assert _records(tmp_path) == []
 
 
+@needs_slurm
 @pytest.mark.skipif(not _answers("sacct"), reason="no accounting: submitit cannot see that a job was killed")
 def test_a_killed_job_is_reported(inputs: Path, tmp_path: Path) -> None:
     command = _command(inputs, "attention=exact")
@@ -122,3 +131,13 @@ def test_a_killed_job_is_reported(inputs: Path, tmp_path: Path) -> None:
     assert len(stderr.strip().splitlines()) == 1
     assert "state: CANCELLED" in stderr
     assert _records(tmp_path) == []
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "joblib"])
+def test_a_launcher_that_is_not_installed_is_told_with_the_extra_that_brings_it(launcher: str, tmp_path: Path) -> None:
+    script = "import hydra_plugins; hydra_plugins.__path__ = []; from fnabench.__main__ import main; main()"
+    command = [sys.executable, "-c", script, "-m", f"hydra/launcher={launcher}", "attention=exact,fna"]
+    done = subprocess.run(command, cwd=tmp_path, env=_environment(), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert f"pip install 'fnabench[{launcher}]'" in done.stderr
