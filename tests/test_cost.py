@@ -73,11 +73,15 @@ def test_every_number_is_finite_and_every_interval_holds_its_value(attention: At
     assert cost.num_warm_up_rounds >= 3
 
 
+def assert_detached(backbone: TimmBackbone) -> None:
+    assert all("forward" not in each.__dict__ and not each._forward_pre_hooks for each in backbone.module.modules())
+    assert all(layer.core is None for layer in backbone.layers)
+
+
 @ALL
 def test_the_model_is_left_detached(attention: Attention) -> None:
     backbone = measured(attention)[1]
-    assert all("forward" not in each.__dict__ and not each._forward_pre_hooks for each in backbone.module.modules())
-    assert all(layer.core is None for layer in backbone.layers)
+    assert_detached(backbone)
     with torch.no_grad():
         assert torch.equal(backbone.classify(random_images()), timm_model()(random_images()))
 
@@ -127,8 +131,9 @@ def test_the_macs_are_those_of_the_untouched_model_and_of_the_formula() -> None:
 
 def test_memory_is_measured_in_a_pass_of_its_own() -> None:
     steps: list[int] = []
-    measurement = measure(FNA, memory=True, steps=steps)[0]
+    measurement, backbone = measure(FNA, memory=True, steps=steps)
     cost = measurement.cost
+    assert_detached(backbone)
     assert cost.memory is not None
     assert cost.exact_memory is not None
     assert 0 <= cost.memory.peak_mib < 200
