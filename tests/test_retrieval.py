@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fnabench.tasks.retrieval import Retrieval
 from PIL import Image
 
 from fnabench.data.base import Sample, Source
 from fnabench.loader import Loader
 from fnabench.models.base import Backbone
 from fnabench.neighbours import nearest
-from fnabench.tasks.retrieval import Retrieval
 
 VECTORS = {"left": (1.0, 0.0), "up": (0.0, 1.0), "right": (-1.0, 0.0), "nearly left": (0.9, 0.1)}
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from fnabench.tasks.segmentation import overlap, shares
 from torchmetrics.functional.segmentation import mean_iou
 
 from fnabench.data.base import IGNORE_INDEX
 from fnabench.linear_head import fit_linear_head
 from fnabench.scores import SampleScores
-from fnabench.tasks.segmentation import overlap, shares
 
 
 def miou(pairs, num_classes):

@@ -1,0 +1,70 @@
+"""VQA accuracy: the evaluation's rules written as cases with known answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from fnabench.vqa_answers import normalised, vqa_accuracy
+
+
+def ten(**counts):
+    return [answer.replace("_", " ") for answer, count in counts.items() for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("matches", "expected"),
+    [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)],
+)
+def test_leave_one_out_average(matches, expected):
+    answers = ["red"] * matches + ["blue"] * (10 - matches)
+    assert vqa_accuracy("red", answers) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("said", "compared"),
+    [
+        ("Two", "2"),
+        ("none", "0"),
+        ("the red ball", "red ball"),
+        ("A dog.", "dog"),
+        ("dont know", "don't know"),
+        ("shouldnt've", "shouldn't've"),
+        ("shouldn'tve", "shouldn't've"),
+        ("1,000", "1000"),
+        ("yes, sir", "yes sir"),
+        ("black/white", "black white"),
+        ("3.5", "3.5"),
+        ("line\nbreak", "line break"),
+        ("what?", "what"),
+    ],
+)
+def test_an_official_prediction_is_normalised(said, compared):
+    assert normalised(said, ["x"], "official")[0] == compared
+
+
+def test_official_answers_lose_their_punctuation_only_where_they_differ():
+    assert normalised("x", ["yes!", "no"], "official")[1] == ["yes ", "no"]
+    assert normalised("x", ["yes!", "yes!"], "official")[1] == ["yes!", "yes!"]
+    assert normalised("x", ["The dog", "cat"], "official")[1] == ["The dog", "cat"]
+
+
+def test_big_vision_leaves_unanimous_answers_alone():
+    assert normalised("Two", ["Two"] * 10, "big_vision") == ("Two", ["Two"] * 10)
+    assert normalised("Two", ["Two", "2"], "big_vision") == ("2", ["2", "2"])
+
+
+def test_evalai_normalises_everything_always():
+    assert normalised("The Two dogs", ["two dogs"] * 10, "evalai") == ("2 dogs", ["2 dogs"] * 10)
+    assert normalised("dog's", ["x"], "evalai")[0] == "dog 's"
+
+
+def test_the_three_disagree_where_they_are_known_to():
+    answers = ten(two=10)
+    assert vqa_accuracy("two", answers, "official") == 0.0  # "2" against the raw "two": the official quirk
+    assert vqa_accuracy("two", answers, "big_vision") == 1.0
+    assert vqa_accuracy("two", answers, "evalai") == 1.0
+
+
+def test_an_unknown_normalisation_is_an_error():
+    with pytest.raises(ValueError, match="official, big_vision, evalai"):
+        vqa_accuracy("x", ["x"], "mine")
