@@ -270,6 +270,16 @@ def test_nothing_is_kept_after_a_forward(selection: str | list[int]) -> None:
     assert stack[0].state.block_input is None
 
 
+def test_nothing_is_kept_when_fewer_layers_are_attached_than_before() -> None:
+    module = timm_model()
+    stack = timm_layers(module)
+    FNA.attach(stack)
+    stack.detach()
+    FNA.attach(stack.select([1, 2]))
+    logits(module)
+    assert stack[0].state.memo == {}
+
+
 @pytest.mark.parametrize("layer", range(DEPTH))
 def test_nothing_is_kept_after_a_forward_that_raised(layer: int) -> None:
     module = timm_model()

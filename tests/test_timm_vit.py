@@ -139,11 +139,11 @@ def test_a_size_that_is_no_multiple_of_the_patch_is_refused(
 
 
 def test_the_given_preprocessing_is_used(tmp_path: Path) -> None:
-    backbone = saved_timm_vit(tmp_path, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), crop_pct=1.0).load(
+    backbone = saved_timm_vit(tmp_path, mean=(0.0, 0.25, 0.5), std=(0.25, 0.25, 0.25), crop_pct=1.0).load(
         CPU, torch.float32
     )
     white = backbone.transform(Image.new("RGB", (80, 80), "white"))
-    torch.testing.assert_close(white, torch.full((3, 64, 64), 2.0))
+    torch.testing.assert_close(white, torch.tensor([4.0, 3.0, 2.0])[:, None, None].expand(3, 64, 64))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
