@@ -39,7 +39,8 @@ configure() {
   mkdir -p "$LAB"/{munge,state,spool,log}
   chmod 755 "$LAB" "$LAB/munge"
   [ -s "$LAB/munge/key" ] || (umask 077 && head -c 1024 /dev/urandom >"$LAB/munge/key")
-  local memory storage=accounting_storage/none gather=jobacct_gather/none
+  local cpus memory storage=accounting_storage/none gather=jobacct_gather/none
+  cpus=$(env -u OMP_NUM_THREADS nproc) # nproc would take OMP_NUM_THREADS for the number of processors
   memory=$(awk '/^MemTotal/ { print int($2 / 1024 * 0.9) }' /proc/meminfo)
   [ "$ACCOUNTING" = 0 ] || storage=accounting_storage/slurmdbd gather=jobacct_gather/linux
   cat >"$SLURM_CONF" <<CONF
@@ -73,7 +74,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,batch_sched_delay=0,bf_interval=2
 KillWait=5
 ReturnToService=2
-NodeName=$NODE NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$memory State=UNKNOWN
+NodeName=$NODE NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory State=UNKNOWN
 PartitionName=test Nodes=$NODE Default=YES MaxTime=INFINITE State=UP
 CONF
   # Slurm loads a cgroup plugin in any case; this one restricts nothing and mounts nothing.
