@@ -41,13 +41,13 @@ format: setup  ## write the format and the safe lint fixes
 	$(BIN)/ruff check --fix .
 
 wheel: setup  ## build the wheel and run a job from it in a fresh venv in an empty folder
-	BIN=$(CURDIR)/$(BIN) tests/wheel.sh
+	BIN=$(abspath $(BIN)) tests/wheel.sh
 
 bench: setup  ## the harness's own speed, side by side; writes results/bench/
 	$(BIN)/python -m fnabench.bench.harness
 
 test-slurm: setup  ## a sweep through a real one-node Slurm (installs Debian's packages; needs root)
-	PATH=$(CURDIR)/$(BIN):$$PATH tests/slurm/run.sh
+	PATH=$(abspath $(BIN)):$$PATH tests/slurm/run.sh
 
 leaderboard: setup  ## results/LEADERBOARD.md from the records
 	$(BIN)/python -m fnabench leaderboard

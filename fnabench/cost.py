@@ -126,13 +126,15 @@ def measure_cost(
         def end_to_end(core: Attention) -> Arm:
             return Arm(
                 prepare=partial(attach_alone, backbone, core, layers),
-                run=partial(_run_with, backend if core is exact else None, partial(forward, backbone, batch)),
+                run=partial(_run_with, backend if isinstance(core, Exact) else None, partial(forward, backbone, batch)),
             )
 
         def cores_alone(core: Attention) -> Arm:
             return Arm(
                 prepare=lambda: None,
-                run=partial(_run_with, backend if core is exact else None, partial(run_cores, core, captured)),
+                run=partial(
+                    _run_with, backend if isinstance(core, Exact) else None, partial(run_cores, core, captured)
+                ),
             )
 
         whole = interleave(

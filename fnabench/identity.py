@@ -13,9 +13,11 @@ from typing import Any
 LOCATION: Mapping[str, Any] = {"is_location": True}
 """Metadata of a dataclass field that says where something lies; its content is hashed instead."""
 
-RESULT_FOLDERS = ("attention", "models", "data", "tasks")
-RESULT_FILES = ("contract.py", "cost.py", "loader.py", "macs.py", "memory.py", "run.py", "statistics.py", "timing.py")
-"""Where the code stands that decides what a result is; the rest of the package only keeps and shows it."""
+NOT_IN_KEY = (
+    "__init__.py", "__main__.py", "cli.py", "leaderboard.py", "progress.py", "report.py", "store.py", "surgery.py",
+    "tasks.py", "trackers.py", "bench", "train",
+)  # fmt: skip
+"""Files and folders of the package that start, keep and show results; all the rest decides what a result is."""
 
 
 def settings(configured: object) -> dict[str, Any]:
@@ -37,8 +39,9 @@ def digest_of_code(configured: Iterable[object]) -> str:
     import fnabench.tasks
 
     package = Path(__file__).parent
-    folders = [package / name for name in RESULT_FOLDERS[:-1]] + [Path(p) for p in fnabench.tasks.__path__]
-    files = {path for folder in folders for path in folder.rglob("*.py")} | {package / name for name in RESULT_FILES}
+    top = [path for path in package.iterdir() if path.name not in NOT_IN_KEY and path.name != "tasks"]
+    top += [Path(path) for path in fnabench.tasks.__path__]
+    files = {path for each in top for path in ([each] if each.suffix == ".py" else each.rglob("*.py"))}
     own = sorted(files, key=lambda path: (path.parent.name, path.name))
     foreign = sorted({Path(inspect.getfile(type(each))) for each in configured} - files)
     return digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in own + foreign])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import resource
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ def _in_fresh_process(call: Callable[[], object], warm_up: Callable[[], object])
         result = receiver.recv()
     except EOFError:
         process.join()
+        if process.exitcode == -signal.SIGKILL:  # by the system, for want of memory
+            raise MemoryError("the process that measures memory was killed") from None
         raise RuntimeError(f"the process that measures memory ended with exit code {process.exitcode}") from None
     process.join()
     if isinstance(result, BaseException):

@@ -7,7 +7,7 @@ from typing import TypeVar
 from torch import nn
 
 from fnabench.attention.base import Attention
-from fnabench.attention.layers import AttentionLayer, LayerSelection
+from fnabench.attention.layers import LayerSelection, attached_layer
 from fnabench.models.timm_layers import timm_layers
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -38,7 +38,6 @@ def attach(model: Module, attention: Attention, layers: LayerSelection = "half")
 def detach(model: Module) -> Module:
     """Give every attention layer of the model back as its library made it, in place; returns the same model."""
     for module in model.modules():
-        layer = getattr(module.__dict__.get("forward"), "__self__", None)
-        if isinstance(layer, AttentionLayer):
+        if (layer := attached_layer(module)) is not None:
             layer.detach()
     return model

@@ -70,7 +70,7 @@ def interleave(
     settled = False
     while len(warm_up) < MOST_WARM_UP_ROUNDS and not settled:
         warm_up.append({name: _timed(name, arm, 0, device).wall_ms for name, arm in arms.items()})
-        settled = len(warm_up) > WARM_UP_ROUNDS and all(_agree([times[name] for times in warm_up]) for name in arms)
+        settled = len(warm_up) >= WARM_UP_ROUNDS and all(_agree([times[name] for times in warm_up]) for name in arms)
         on_round()
     repeats = []
     for number in range(num_rounds):

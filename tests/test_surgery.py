@@ -14,6 +14,7 @@ import fnabench
 from fnabench import Exact, Fna, attach, detach
 from fnabench.attention.native import Native
 from fnabench.errors import BadInputError, ImpossibleError
+from fnabench.models.timm_layers import timm_layers
 
 FNA = Fna(num_landmarks=8)
 
@@ -97,3 +98,11 @@ def test_the_package_offers_the_two_lines_and_nothing_else_unexpected() -> None:
     assert all(getattr(fnabench, name) is not None for name in fnabench.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'Fnaa'"):
         fnabench.Fnaa  # noqa: B018
+
+
+def test_detaching_one_stack_frees_what_another_had_attached():
+    model = timm_model()
+    attach(model, FNA, layers="all")
+    timm_layers(model).detach()
+    assert not any("forward" in module.__dict__ for module in model.modules())
+    assert not any(block._forward_pre_hooks for block in model.blocks)

@@ -7,7 +7,7 @@ fp32; the scaling of the iteration is taken per matrix, so that an image's resul
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -64,9 +64,11 @@ class Fna(Attention):
         allowed = inputs.key_mask()
         landmarks = inputs.memo.get("landmarks")
         if landmarks is None or self.resample == "layer":
-            features = inputs.x if self.features == "input" else inputs.q.mean(1)
+            features = inputs.x if self.features == "input" else inputs.q.mean(1, dtype=torch.float32)
             landmarks = farthest_points(features, self.num_landmarks, inputs.num_prefix, allowed)
             inputs.memo["landmarks"] = landmarks
+        elif allowed is not None:  # this layer's mask need not be the one that the landmarks were chosen under
+            landmarks = replace(landmarks, valid=allowed.gather(1, landmarks.index))
         return nystrom_attention(
             inputs.q,
             inputs.k,

@@ -81,17 +81,23 @@ class AttentionLayer(ABC):
         self._hook = self.block.register_forward_pre_hook(self._before_block)
 
     def detach(self) -> None:
-        """Give the module back as the library made it."""
-        if self.core is not None:
-            self._hook.remove()
-            self.state.attached.discard(self.index)
-            del self.native.__dict__["forward"]
-            self.core = self._hook = None
+        """Give the module back as the library made it, whichever layer object had attached to it."""
+        if (holder := attached_layer(self.native)) is not None:
+            holder._hook.remove()
+            holder.state.attached.discard(holder.index)
+            del holder.native.__dict__["forward"]
+            holder.core = holder._hook = None
 
     def _before_block(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         if self.index == min(self.state.attached):
             self.state.memo.clear()
         self.state.block_input = args[0]
+
+
+def attached_layer(module: nn.Module) -> AttentionLayer | None:
+    """The layer object whose forward runs in place of the module's own, if one is attached."""
+    holder = getattr(module.__dict__.get("forward"), "__self__", None)
+    return holder if isinstance(holder, AttentionLayer) else None
 
 
 class LayerStack(Sequence[AttentionLayer]):
