@@ -18,6 +18,8 @@ from fnabench.errors import FnabenchError, OutOfMemoryError, one_of
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 """The configurations: packed into the wheel, or beside the package in a clone."""
+DEBUG = "FNABENCH_DEBUG"
+"""With this variable, or HYDRA_FULL_ERROR, set to 1 a mistake shows its traceback."""
 FORMATS = ("table", "json")
 USER_ERRORS = (FnabenchError, HydraException, OmegaConfBaseException)
 
@@ -30,13 +32,17 @@ _failed_jobs: list[int] = []
 
 def main() -> None:
     """Compose and run one job or a sweep; exit code 2 when a job failed by a mistake of the user."""
-    show_traceback = bool(os.environ.get("HYDRA_FULL_ERROR"))
+    if os.environ.get("HYDRA_FULL_ERROR"):
+        os.environ[DEBUG] = "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
     entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
     try:
         entry()
+    except KeyboardInterrupt:
+        print("fnabench: interrupted; what was recorded is whole", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
-        if show_traceback or not (isinstance(error, USER_ERRORS) or _is_from_cluster(error)):
+        if os.environ.get(DEBUG) or not (isinstance(error, USER_ERRORS) or _is_from_cluster(error)):
             raise
         sys.exit(_tell(error))
     if _failed_jobs:
@@ -49,7 +55,7 @@ def job(cfg: DictConfig) -> None:
         _run(cfg)
     except USER_ERRORS as error:
         here = HydraConfig.get().launcher._target_.endswith("BasicLauncher")
-        if not here or os.environ.get("FNABENCH_DEBUG"):
+        if not here or os.environ.get(DEBUG):
             raise
         _failed_jobs.append(_tell(error))
 

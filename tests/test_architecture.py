@@ -22,7 +22,7 @@ LAYERS = (
     ("attention.*",),
     ("timing", "memory", "macs"),
     ("data.base", "data.image_files", "models.base"),
-    ("data.*", "loader", "models.weights_file", "models.timm_layers"),
+    ("data.*", "loader", "models.weights_file", "models.timm_layers", "models.hf_layers", "models.preprocessing"),
     ("models.*",),
     ("contract", "cost", "surgery"),
     ("tasks.*",),
@@ -145,7 +145,18 @@ def test_imports_point_downwards_only(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["attention", "data", "models", "tasks"])
 def test_siblings_never_import_each_other(kind: str) -> None:
-    shared = {"base", "layers", "landmarks", "inverse", "masks", "timm_layers", "weights_file", "image_files"}
+    shared = {
+        "base",
+        "layers",
+        "landmarks",
+        "inverse",
+        "masks",
+        "timm_layers",
+        "hf_layers",
+        "preprocessing",
+        "weights_file",
+        "image_files",
+    }
     for name, other in IMPORTS:
         if name.startswith(f"{kind}.") and other.startswith(f"{kind}.") and other.split(".")[1] not in shared:
             assert family_of(name) == family_of(other), f"{MODULES[name]} must not import fnabench.{other}"

@@ -260,18 +260,18 @@ def test_out_of_memory_is_recorded_and_told_in_one_line(world):
     assert hungry.scores == {}
 
 
-def test_full_error_shows_the_traceback(world, monkeypatch):
+@pytest.mark.parametrize(("changes", "reason"), [({"attention": "magic"}, "magic"), ({"layers": "99"}, "layers=99")])
+def test_full_error_shows_the_traceback(world, monkeypatch, changes, reason):
+    monkeypatch.setenv("FNABENCH_DEBUG", "")  # so that what main sets is undone after the test
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(sys, "argv", ["fnabench", "attention=magic"])
-    from fnabench import cli
-
-    with pytest.raises(Exception, match="magic"):
-        cli.main()
+    with pytest.raises(Exception, match=reason):
+        world.run(**changes)
 
 
 def test_help_is_quick_and_imports_no_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "fnabench is powered by Hydra" in done.stdout
     assert "attention: " in done.stdout
 
 

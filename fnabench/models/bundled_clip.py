@@ -1,24 +1,23 @@
-"""The models that come with fnabench: trained by it on its own scenes, so that every task runs anywhere, offline."""
+"""The bundled CLIP: a small ViT and text tower, trained by fnabench on its own scenes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import normalize
-from torchvision.transforms import v2 as transforms
 
 from fnabench.errors import ImpossibleError
 from fnabench.models.base import Backbone, Blueprint, Model
 from fnabench.models.bundled_weights import LoadedClip, load_clip
+from fnabench.models.preprocessing import square_transforms
 from fnabench.models.timm_layers import timm_layers
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from PIL import Image
     from torch import Tensor
 
 
@@ -76,10 +75,8 @@ class BundledClipBackbone(Backbone):
         self.layers = timm_layers(self.module.image_tower)
         self.tokenizer = loaded.tokenizer
         self.templates = tuple(loaded.card["prompts"])
-        self.transform = _transform(
-            loaded.card, transforms.Resize(image_size, _BICUBIC), transforms.CenterCrop(image_size)
-        )
-        self.transform_whole = _transform(loaded.card, transforms.Resize((image_size, image_size), _BICUBIC))
+        card = loaded.card
+        self.transform, self.transform_whole = square_transforms(image_size, card["image_mean"], card["image_std"])
 
     def encode_image(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B E"]:
         return self.module.embed_image(self.module.encode_tokens(images))  # type: ignore[no-any-return]
@@ -94,12 +91,3 @@ class BundledClipBackbone(Backbone):
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "T E"]:
         device = self.module.logit_scale.device
         return normalize(self.module.text_tower(self.tokenizer(texts).to(device)), dim=-1)
-
-
-_BICUBIC = transforms.InterpolationMode.BICUBIC
-
-
-def _transform(card: dict[str, list[float]], *resizing: torch.nn.Module) -> Callable[[Image.Image], Tensor]:
-    mean, std = card["image_mean"], card["image_std"]
-    to_tensor = (transforms.ToImage(), transforms.ToDtype(torch.float32, scale=True), transforms.Normalize(mean, std))
-    return transforms.Compose([*resizing, *to_tensor])  # type: ignore[no-any-return]
