@@ -4,61 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from fnabench.tasks.retrieval import Retrieval
-from PIL import Image
+from lookup import Lookup, Numbered, loader, samples
 
-from fnabench.data.base import Sample, Source
-from fnabench.loader import Loader
-from fnabench.models.base import Backbone
 from fnabench.neighbours import nearest
-
-VECTORS = {"left": (1.0, 0.0), "up": (0.0, 1.0), "right": (-1.0, 0.0), "nearly left": (0.9, 0.1)}
-
-
-class Captioned(Source):
-    """Images whose grey value numbers them, with the given captions."""
-
-    name = "captioned"
-
-    def __init__(self, captions):
-        self.captions = captions
-
-    provides = frozenset({"captions"})
-
-    def check(self):
-        pass
-
-    def fingerprint(self):
-        return "captioned"
-
-    def __len__(self):
-        return len(self.captions)
-
-    def __getitem__(self, index):
-        image = Image.new("RGB", (2, 2), (index, index, index))
-        return Sample(id=f"image {index}", image=image, captions=self.captions[index])
-
-
-class Lookup(Backbone):
-    """Embeds images and texts by a table."""
-
-    def __init__(self, images):
-        self.images = torch.tensor([VECTORS[name] for name in images])
-
-    def encode_image(self, images):
-        return self.images[images[:, 0, 0, 0].long()]
-
-    def encode_text(self, texts):
-        return torch.tensor([VECTORS[text] for text in texts])
 
 
 def recall(images, captions, ks=(1, 2), batch_size=2):
-    loader = Loader(
-        source=Captioned(captions), transform=lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1).float(),
-        batch_size=batch_size, num_workers=0, device=torch.device("cpu"), dtype=torch.float32,
-    )  # fmt: skip
-    return Retrieval(ks=ks).evaluate(Lookup(images), loader, {})
+    source = Numbered(samples(captions=captions))
+    return Retrieval(ks=ks).evaluate(Lookup(images), loader(source, batch_size), {})
 
 
 def test_a_perfect_model_finds_everything():
