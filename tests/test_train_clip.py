@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import torch
 
+from fnabench.data.base import IGNORE_INDEX
 from fnabench.data.scenes import Scenes
 from fnabench.data.scenes.world import COLOURS, RADII, SHAPES
 from fnabench.models.bundled_towers import PAD, SPECIAL_WORDS, UNKNOWN, Clip, ClipConfig, TextTower, Tokenizer
 from fnabench.train.batches import Batches
-from fnabench.train.clip import LATE_VIEWS, Trainer, Training, choose_view, collect_vocabulary, learning_rate
+from fnabench.train.clip import Trainer, Training, choose_view, collect_vocabulary, learning_rate
 from fnabench.train.clip_loss import choose_patches, encode_kept
+from fnabench.train.clip_metrics import measure_clip
 from fnabench.train.muon import Muon, orthogonalize
 from fnabench.train.pool import CHUNK
-from fnabench.train.segmentation_head import fit_segmentation_head, measure_segmentation
+from fnabench.train.segmentation_head import count_pixels, fit_segmentation_head, mean_iou
 
 TINY = ClipConfig(width=32, depth=2, num_heads=2, embed_width=16, text_width=32, text_depth=1, text_num_heads=2)
 
@@ -152,9 +154,9 @@ def test_learning_rate_rises_stays_and_falls_to_nothing() -> None:
 
 def test_late_steps_show_whole_and_enlarged_images() -> None:
     training = Training(steps=1000)
-    assert {choose_view(training, step) for step in range(600, 1000)} == set(LATE_VIEWS)
-    assert any(view.num_kept == 256 for view in LATE_VIEWS)
-    assert any(view.size > 128 for view in LATE_VIEWS)
+    late = {choose_view(training, step) for step in range(900, 1000)}
+    assert any(view.num_kept == 256 for view in late)
+    assert any(view.size > 128 for view in late)
     assert len({choose_view(training, step) for step in range(100)}) == 1
 
 
@@ -179,16 +181,26 @@ def test_interrupted_run_ends_as_an_uninterrupted_one(pool: Path, tmp_path: Path
 
 
 def test_a_few_steps_teach_where_things_are(pool: Path, tmp_path: Path) -> None:
-    trainer = Trainer(Training(steps=40, num_samples=CHUNK, warmup=2, late_views=0.0), TINY, tmp_path, pool)
+    trainer = Trainer(Training(steps=40, num_samples=CHUNK, warmup=2), TINY, tmp_path, pool)
     entries = [trainer.train_step() for _ in range(24)]
     assert entries[-1]["colours"] < 0.7 * entries[0]["colours"]
 
 
 def test_fitted_head_beats_an_untrained_one(batches: Batches) -> None:
-    model, source = _tiny_clip(), Scenes(split="val", limit=20)
-    before = measure_segmentation(model, source)["miou"]
+    model, tokenizer, source = _tiny_clip(), Tokenizer(SPECIAL_WORDS, context=32), Scenes(split="val", limit=20)
+    before = measure_clip(model, tokenizer, source)["miou"]
     fit_segmentation_head(model, batches, num_samples=50)
-    assert measure_segmentation(model, source)["miou"] > before + 3
+    assert measure_clip(model, tokenizer, source)["miou"] > before + 3
+
+
+def test_mean_iou_of_a_known_picture() -> None:
+    logits = torch.zeros(1, 4, 3)
+    logits[0, :, 0] = 1
+    logits[0, 3] = torch.tensor([0.0, 0.0, 9.0])
+    masks = torch.tensor([[[0, 1], [IGNORE_INDEX, 2]]], dtype=torch.uint8)
+    confusion = count_pixels(logits, masks)
+    assert confusion.tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 1]]
+    assert mean_iou(confusion) == pytest.approx((1 / 2 + 0 + 1) / 3)
 
 
 def test_training_needs_no_harness_packages() -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from fnabench.data.scenes import Scenes
+from fnabench.data.scenes.world import Scene
+from fnabench.train.alignment import NOTHING, PatchWords, find_centres
 from fnabench.train.batches import normalize
 from fnabench.train.pool import CHUNK, PATCH, load_chunk
 
@@ -28,6 +30,7 @@ class Features:
         chunks = [load_chunk(pool, source, number) for number in range(len(source) // CHUNK)]
         self._features = [_load(model, chunk.pixels, folder / f"{n:04d}.npy") for n, chunk in enumerate(chunks)]
         self._shares = [chunk.shares for chunk in chunks]
+        self._things = [chunk.things for chunk in chunks]
 
     def take(self, indices: list[int], *, num_kept: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Features [B, num_kept, C] of the kept patches and their numbers [B, num_kept], in reading order.
@@ -41,6 +44,16 @@ class Features:
         kept = score.topk(num_kept).indices.sort(dim=1).values
         chosen = torch.from_numpy(features).gather(1, kept[..., None].expand(-1, -1, features.shape[-1]))
         return chosen.float(), kept
+
+    def name(self, indices: list[int], kept: Tensor, scenes: list[Scene]) -> PatchWords:
+        """What the kept patches [B, V] of the samples show."""
+        shares = torch.from_numpy(np.stack([self._shares[index // CHUNK][index % CHUNK] for index in indices]))
+        things = torch.from_numpy(np.stack([self._things[index // CHUNK][index % CHUNK] for index in indices])).long()
+        most = shares.flatten(1, 2).gather(1, kept[..., None].expand(-1, -1, shares.shape[-1])).max(dim=-1)
+        kinds = things.gather(1, most.indices[..., None].expand(-1, -1, 2))  # [B, V, 2]
+        kinds = kinds.masked_fill((most.values < PATCH * PATCH // 2)[..., None], NOTHING)
+        centres = find_centres(scenes, kept, side=round(self.num_patches**0.5))
+        return PatchWords(shapes=kinds[..., 0], colours=kinds[..., 1], centres=centres)
 
 
 @torch.no_grad()

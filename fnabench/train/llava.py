@@ -17,6 +17,7 @@ from fnabench.data.scenes import Scenes
 from fnabench.models.bundled_decoder import LlavaConfig, build_llava, vision_weights
 from fnabench.models.bundled_towers import Tokenizer
 from fnabench.models.bundled_weights import WEIGHTS, LoadedClip, load_clip
+from fnabench.train.alignment import alignment_loss
 from fnabench.train.batches import IMAGE_MEAN, IMAGE_STD
 from fnabench.train.export import round_to_half, write_weights
 from fnabench.train.features import Features
@@ -31,7 +32,7 @@ RUNS = Path("outputs/train")
 class Training:
     """How the bundled LLaVA is trained; the image tower stays as CLIP left it."""
 
-    steps: int = 1500
+    steps: int = 1200
     seed: int = 0
     num_samples: int = 8_000
     """Different training scenes; each pass over them asks other questions."""
@@ -48,6 +49,8 @@ class Training:
     decay: float = 0.5
     """The last part of the steps, in which the learning rate falls to zero."""
     average: float = 0.995
+    alignment: float = 0.2
+    """Weight of the loss that draws projected patches to the embeddings of their words."""
 
 
 class Trainer:
@@ -123,7 +126,12 @@ class Trainer:
         hidden = outputs.last_hidden_state[:, -pack.ids.shape[1] :]
         answers = pack.targets != -100
         logits, wanted = self.model.lm_head(hidden[answers]), pack.targets[answers]
-        return functional.cross_entropy(logits, wanted), (logits.argmax(dim=-1) == wanted).float().mean()
+        words = self.features.name(indices, kept, scenes)
+        aligned = alignment_loss(visual, words, embed.weight, self.tokenizer)
+        loss = functional.cross_entropy(logits, wanted) + training.alignment * aligned
+        return loss, (logits.argmax(dim=-1) == wanted).float().mean()
+            logits.argmax(dim=-1) == wanted
+        ).float().mean()
 
     def averaged(self) -> dict[str, Tensor]:
         """The weights to keep: the average where something was trained, the tower's own elsewhere."""

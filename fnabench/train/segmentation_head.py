@@ -7,12 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fnabench.data.base import IGNORE_INDEX
-from fnabench.data.scenes import Scenes
 from fnabench.models.bundled_towers import Clip
-from fnabench.train.batches import Batches, normalize
+from fnabench.train.batches import Batches
 
 
-def fit_segmentation_head(model: Clip, batches: Batches, *, num_samples: int = 3000) -> None:
+def fit_segmentation_head(model: Clip, batches: Batches, *, num_samples: int = 1500) -> None:
     """Replace the head by softmax regression on the patch tokens of num_samples scenes (L-BFGS, 60 steps).
 
     The target of a patch is the share of each class among its pixels.
@@ -33,23 +32,25 @@ def fit_segmentation_head(model: Clip, batches: Batches, *, num_samples: int = 3
     model.segmentation.load_state_dict(head.state_dict())
 
 
-@torch.no_grad()
-def measure_segmentation(model: Clip, source: Scenes) -> dict[str, float]:
-    """mIoU in percent: intersections and unions over the data set, logits enlarged to the mask's size."""
-    num_classes = len(source.mask_names)
-    confusion = torch.zeros(num_classes, num_classes, dtype=torch.long)
-    for index in range(len(source)):
-        picture = source.picture(index)
-        tokens = model.encode_tokens(normalize(torch.from_numpy(picture.pixels[None])))[:, 1:]
-        side = round(tokens.shape[1] ** 0.5)
-        logits = model.segmentation(tokens).mT.unflatten(2, (side, side))
-        logits = functional.interpolate(logits, picture.mask.shape, mode="bilinear", align_corners=False)
-        predicted, truth = logits.argmax(dim=1).flatten(), torch.from_numpy(picture.mask).long().flatten()
-        counts = truth != IGNORE_INDEX
-        pairs = truth[counts] * num_classes + predicted[counts]
-        confusion += torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+def count_pixels(logits: Tensor, masks: Tensor) -> Tensor:
+    """Pixels by true and predicted class [classes, classes] for patch logits [B, N, classes] and masks [B, H, W].
+
+    The logits are enlarged to the size of the masks; ignored pixels do not count.
+    """
+    side, num_classes = round(logits.shape[1] ** 0.5), logits.shape[2]
+    grid = logits.mT.unflatten(2, (side, side))
+    large = functional.interpolate(grid, masks.shape[1:], mode="bilinear", align_corners=False)
+    predicted, truth = large.argmax(dim=1), masks.long()
+    counted = truth != IGNORE_INDEX
+    pairs = truth[counted] * num_classes + predicted[counted]
+    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def mean_iou(confusion: Tensor) -> float:
+    """Mean over the classes that occur of intersection over union, from pixels by true and predicted class."""
     hits = confusion.diag().double()
-    return {"miou": round(100 * float((hits / (confusion.sum(0) + confusion.sum(1) - hits)).mean()), 2)}
+    union = confusion.sum(dim=0) + confusion.sum(dim=1) - hits
+    return float((hits[union > 0] / union[union > 0]).mean())
 
 
 @torch.no_grad()
