@@ -130,8 +130,6 @@ class Trainer:
         aligned = alignment_loss(visual, words, embed.weight, self.tokenizer)
         loss = functional.cross_entropy(logits, wanted) + training.alignment * aligned
         return loss, (logits.argmax(dim=-1) == wanted).float().mean()
-            logits.argmax(dim=-1) == wanted
-        ).float().mean()
 
     def averaged(self) -> dict[str, Tensor]:
         """The weights to keep: the average where something was trained, the tower's own elsewhere."""
