@@ -39,7 +39,7 @@ def farthest_points(
     allowed ones run out, the rest of the row is marked invalid, and so is a prefix token that is not allowed.
     O(N M F) an image, no device sync.
     """
-    x = features.float()
+    x = features.detach().float()  # which tokens are chosen has no gradient
     x = x - _mean(x, allowed)  # less cancellation when one token is huge
     norms = x.square().sum(-1)
     # Squared distance to the landmarks chosen so far; below zero: forbidden (-1) or chosen already (-inf).
