@@ -8,7 +8,7 @@ FNABENCH_ASSETS ?= assets
 export FNABENCH_ASSETS
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test check format wheel bench test-slurm leaderboard clean
+.PHONY: help setup demo test check format wheel bench train-bundled test-slurm leaderboard clean
 
 help:  ## the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*##(.*)/\1\t\2/' | expand -t 16
@@ -20,13 +20,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: setup  ## the main job on the bundled default, offline
-	@if [ -f "$(FNABENCH_ASSETS)/vit_tiny_augreg_fp16.safetensors" ]; then \
-	  $(BIN)/python -m fnabench task=classification data=imagenet_sample model=vit_tiny attention=fna; \
-	else \
-	  echo "make demo: FNABENCH_ASSETS=$(FNABENCH_ASSETS) does not hold vit_tiny_augreg_fp16.safetensors and imagenet_sample/;" \
-	       "nothing was run. Point FNABENCH_ASSETS to them." >&2; exit 2; \
-	fi
+demo: setup  ## the main job on the bundled model and data, offline
+	$(BIN)/python -m fnabench task=retrieval model=clip attention=fna
 
 test: setup  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
@@ -45,6 +40,10 @@ wheel: setup  ## build the wheel and run a job from it in a fresh venv in an emp
 
 bench: setup  ## the harness's own speed, side by side; writes results/bench/
 	$(BIN)/python -m fnabench.bench.harness
+
+train-bundled: setup  ## train the bundled models again (hours on a CPU); goes on where it was stopped
+	$(BIN)/python -m fnabench.train.clip
+	$(BIN)/python -m fnabench.train.llava
 
 test-slurm: setup  ## a sweep through a real one-node Slurm (installs Debian's packages; needs root)
 	PATH=$(abspath $(BIN)):$$PATH tests/slurm/run.sh

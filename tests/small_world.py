@@ -74,11 +74,17 @@ class SmallWorld:
 
     def run(self, *arguments: str, **changes: str | None) -> tuple[int, str, str]:
         """Exit code, stdout and stderr of one command; `changes` replace the defaults, None leaves one out."""
+        return self.run_as_given(*arguments, *self._options(changes))
+
+    def _options(self, changes: dict[str, str | None]) -> list[str]:
         options = self.defaults | {name.replace("__", "."): value for name, value in changes.items()}
         if options["attention"] != "fna":
             options.pop("attention.num_landmarks", None)
-        given = [f"{name}={value}" for name, value in options.items() if value is not None]
-        self._monkeypatch.setattr(sys, "argv", ["fnabench", *arguments, *given])
+        return [f"{name}={value}" for name, value in options.items() if value is not None]
+
+    def run_as_given(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr of a command with these arguments and no others."""
+        self._monkeypatch.setattr(sys, "argv", ["fnabench", *arguments])
         self._monkeypatch.setattr(cli, "_failed_jobs", [])
         code = 0
         try:

@@ -268,6 +268,20 @@ def test_full_error_shows_the_traceback(world, monkeypatch, changes, reason):
         world.run(**changes)
 
 
+def test_the_bundled_default_runs_with_nothing_given(world):
+    code, out, _ = world.run_as_given("data.limit=40", "probe=none", "tracker=none", "format=json")
+    assert code == 0
+    values = json.loads(out)
+    assert (values["task"], values["data"], values["model"], values["attention"]) == (
+        "retrieval",
+        "scenes",
+        "clip",
+        "fna",
+    )
+    assert values["exact"] > 0.8  # one of 40 images: chance is 2.5 %
+    assert values["num_tokens"] == 257
+
+
 def test_help_is_quick_and_imports_no_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
