@@ -14,6 +14,7 @@ from fnabench.data.scenes import Scenes
 from fnabench.data.scenes.draw import Draw
 from fnabench.data.scenes.questions import _OPPOSITE, KINDS, ask, plural
 from fnabench.data.scenes.shapes import inside
+from fnabench.data.scenes.source import NUM_TRAINING
 from fnabench.data.scenes.world import COLOURS, RADII, SHAPES, Scene, Thing, direction
 from fnabench.errors import BadInputError
 
@@ -123,7 +124,9 @@ def test_every_promised_field_is_filled() -> None:
 
 
 def test_heads_are_fitted_on_the_training_split() -> None:
-    assert Scenes(split="test", image_size=192).training_split() == Scenes(split="train", image_size=192)
+    expected = Scenes(split="train", image_size=192, limit=NUM_TRAINING)
+    assert Scenes(split="test", image_size=192, limit=5).training_split() == expected
+    assert expected.training_split() is None
 
 
 def test_indexing_past_the_end_stops() -> None:

@@ -20,6 +20,9 @@ from fnabench.errors import BadInputError, one_of
 VERSION = 1
 """Raised whenever any scene, picture, caption or question changes."""
 
+NUM_TRAINING = 1000
+"""Scenes that heads and probes are fitted on."""
+
 _NUM_FINGERPRINTED = 4
 
 
@@ -67,9 +70,9 @@ class Scenes(Source):
             digest.update(json.dumps(texts).encode())
         return digest.hexdigest()
 
-    def training_split(self) -> Scenes:
-        """As many scenes of the training split, at the same size."""
-        return replace(self, split="train")
+    def training_split(self) -> Scenes | None:
+        """NUM_TRAINING scenes of the training split at the same size; that split itself has none besides."""
+        return None if self.split == "train" else replace(self, split="train", limit=NUM_TRAINING)
 
     def __len__(self) -> int:
         return self.limit
