@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fnabench.attention.base import Attention, AttentionInputs
 from fnabench.attention.exact import Exact
@@ -22,6 +20,7 @@ from fnabench.loader import Batch
 from fnabench.macs import attention_macs, count_macs, crossover_tokens
 from fnabench.memory import Memory, peak_memory
 from fnabench.models.base import Backbone
+from fnabench.sdpa import fastest_backend, run_preferring
 from fnabench.statistics import Estimate, ratio_of_medians
 from fnabench.timing import Arm, Timings, interleave
 
@@ -29,16 +28,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Forward = Callable[[Backbone, Batch], object]
-
-BACKENDS = {
-    "cpu": (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH),
-    "cuda": (
-        SDPBackend.FLASH_ATTENTION,
-        SDPBackend.CUDNN_ATTENTION,
-        SDPBackend.EFFICIENT_ATTENTION,
-        SDPBackend.MATH,
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,14 +115,16 @@ def measure_cost(
         def end_to_end(core: Attention) -> Arm:
             return Arm(
                 prepare=partial(attach_alone, backbone, core, layers),
-                run=partial(_run_with, backend if isinstance(core, Exact) else None, partial(forward, backbone, batch)),
+                run=partial(
+                    run_preferring, backend if isinstance(core, Exact) else None, partial(forward, backbone, batch)
+                ),
             )
 
         def cores_alone(core: Attention) -> Arm:
             return Arm(
                 prepare=lambda: None,
                 run=partial(
-                    _run_with, backend if isinstance(core, Exact) else None, partial(run_cores, core, captured)
+                    run_preferring, backend if isinstance(core, Exact) else None, partial(run_cores, core, captured)
                 ),
             )
 
@@ -203,19 +194,6 @@ def run_cores(core: Attention, captured: Sequence[AttentionInputs]) -> Tensor:
     return output
 
 
-def fastest_backend(inputs: AttentionInputs, device: torch.device) -> SDPBackend:
-    """The fused-attention backend on which exact attention is fastest here, of those that take these inputs."""
-    times = {}
-    for backend in BACKENDS[device.type]:
-        run = partial(_run_with, backend, partial(Exact(), inputs))
-        try:
-            timings = interleave({"exact": Arm(prepare=lambda: None, run=run)}, 3, device)
-        except RuntimeError:  # this backend does not take these inputs on this device
-            continue
-        times[backend] = np.median(timings.per_round("exact"))
-    return min(times, key=lambda backend: times[backend])
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Recorder(Exact):
     captured: list[AttentionInputs]
@@ -223,22 +201,6 @@ class _Recorder(Exact):
     def __call__(self, inputs: AttentionInputs) -> Tensor:
         self.captured.append(inputs)
         return super().__call__(inputs)
-
-
-def _run_with(backend: SDPBackend | None, run: Callable[[], object]) -> None:
-    if backend is None:
-        run()
-        return
-    with _preferring(backend):
-        run()
-
-
-@contextmanager
-def _preferring(backend: SDPBackend) -> Iterator[None]:
-    """This backend where it applies; other attention of the model, such as pooling, may need another."""
-    others = [other for other in (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH) if other is not backend]
-    with sdpa_kernel([backend, *others], set_priority=True) if backend is not SDPBackend.MATH else sdpa_kernel(backend):
-        yield
 
 
 def _macs_without_attention(

@@ -21,6 +21,7 @@ LAYERS = (
     ("attention.layers",),
     ("attention.*",),
     ("timing", "memory", "macs"),
+    ("sdpa",),
     ("data.base", "data.image_files", "models.base"),
     ("data.*", "loader", "models.weights_file", "models.timm_layers", "models.hf_layers", "models.preprocessing"),
     ("models.*",),

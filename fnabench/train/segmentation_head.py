@@ -38,7 +38,7 @@ def count_pixels(logits: Tensor, masks: Tensor) -> Tensor:
     The logits are enlarged to the size of the masks; ignored pixels do not count.
     """
     side, num_classes = round(logits.shape[1] ** 0.5), logits.shape[2]
-    grid = logits.mT.unflatten(2, (side, side))
+    grid = logits.mT.unflatten(2, (side, side))  # type: ignore[no-untyped-call]
     large = functional.interpolate(grid, masks.shape[1:], mode="bilinear", align_corners=False)
     predicted, truth = large.argmax(dim=1), masks.long()
     counted = truth != IGNORE_INDEX
