@@ -11,6 +11,8 @@ import torch
 
 from fnabench.data.base import Question
 from fnabench.data.scenes import Scenes
+from fnabench.data.scenes.questions import Asked, plural
+from fnabench.data.scenes.world import COLOURS
 from fnabench.errors import BadInputError, MissingError
 from fnabench.models.bundled_decoder import (
     ANSWER,
@@ -22,9 +24,10 @@ from fnabench.models.bundled_decoder import (
     build_word_tokenizer,
     vision_weights,
 )
-from fnabench.models.bundled_towers import PAD, START, Clip, ClipConfig, Tokenizer, build_image_tower
+from fnabench.models.bundled_towers import PAD, START, Clip, ClipConfig, Tokenizer, build_image_tower, split_words
 from fnabench.models.bundled_weights import LoadedClip, load_clip, load_llava
 from fnabench.train.export import round_to_half, write_weights
+from fnabench.train.grounding import answering_loss, find_mentions, grounding_loss
 from fnabench.train.llava import Trainer, Training
 from fnabench.train.llava_metrics import answer, measure_question_only, vqa_accuracy
 from fnabench.train.pool import CHUNK
@@ -201,3 +204,40 @@ def test_special_words_lead_the_vocabulary() -> None:
         "[answer]",
         "[end]",
     ]
+
+
+def test_mentions_are_the_things_that_words_name() -> None:
+    source = Scenes(split="train")
+    for index in range(50):
+        scene = source.scene(index)
+        for one in ask_about(scene, index=index, series=0):
+            words = split_words(one.text)
+            for place, things in find_mentions(one, scene):
+                if words[place] in ("object", "objects") and words[place - 1] not in ("large", *COLOURS):
+                    assert len(things) == len(scene.things)
+                for number in things:
+                    thing = scene.things[number]
+                    assert words[place] in ("object", "objects", thing.shape, plural(thing.shape))
+                    assert words[place - 1] not in COLOURS or words[place - 1] == thing.colour
+            if one.kind == "exist":
+                assert [bool(things) for _, things in find_mentions(one, scene)] == [one.truth == "yes"]
+
+
+def test_looking_at_the_right_patches_costs_nothing() -> None:
+    scene = Scenes(split="train").scene(0)
+    asked = [[Asked(kind="exist", text=f"is there a {scene.things[1].name}?", truth="yes")]]
+    shown = torch.tensor([[0, 1, 1, -100]])
+    attention = torch.zeros(1, 2, 5 + 6, 5 + 6)
+    attention[0, :, 5 + 4, 2:4] = 0.5
+    assert grounding_loss(attention, asked, [scene], shown) == pytest.approx(0, abs=1e-5)
+    attention[0, :, 5 + 4] = 1 / 4
+    assert grounding_loss(attention, asked, [scene], shown) == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_answer_looking_at_the_naming_word_costs_nothing() -> None:
+    scene = Scenes(split="train").scene(0)
+    asked = [[Asked(kind="exist", text=f"is there a {scene.things[1].name}?", truth="yes")]]
+    answers = torch.tensor([[False] * 5 + [True]])
+    attention = torch.zeros(1, 2, 5 + 6, 5 + 6)
+    attention[0, :, 5 + 5, 5 + 4] = 1.0
+    assert answering_loss(attention, asked, [scene], answers) == pytest.approx(0, abs=1e-5)

@@ -24,6 +24,8 @@ class PatchWords:
     """Index of the shape [B, V], or NOTHING."""
     colours: Tensor
     """Index of the colour [B, V], or NOTHING."""
+    things: Tensor
+    """Index of the thing [B, V], or NOTHING."""
     centres: Tensor
     """1 where a thing's centre is, else 0 [B, V]."""
 

@@ -48,12 +48,14 @@ class Features:
     def name(self, indices: list[int], kept: Tensor, scenes: list[Scene]) -> PatchWords:
         """What the kept patches [B, V] of the samples show."""
         shares = torch.from_numpy(np.stack([self._shares[index // CHUNK][index % CHUNK] for index in indices]))
-        things = torch.from_numpy(np.stack([self._things[index // CHUNK][index % CHUNK] for index in indices])).long()
+        owned = torch.from_numpy(np.stack([self._things[index // CHUNK][index % CHUNK] for index in indices])).long()
         most = shares.flatten(1, 2).gather(1, kept[..., None].expand(-1, -1, shares.shape[-1])).max(dim=-1)
-        kinds = things.gather(1, most.indices[..., None].expand(-1, -1, 2))  # [B, V, 2]
-        kinds = kinds.masked_fill((most.values < PATCH * PATCH // 2)[..., None], NOTHING)
+        kinds = owned.gather(1, most.indices[..., None].expand(-1, -1, 2))  # [B, V, 2]
+        little = most.values < PATCH * PATCH // 2
+        kinds = kinds.masked_fill(little[..., None], NOTHING)
+        things = most.indices.masked_fill(little, NOTHING)
         centres = find_centres(scenes, kept, side=round(self.num_patches**0.5))
-        return PatchWords(shapes=kinds[..., 0], colours=kinds[..., 1], centres=centres)
+        return PatchWords(shapes=kinds[..., 0], colours=kinds[..., 1], things=things, centres=centres)
 
 
 @torch.no_grad()
