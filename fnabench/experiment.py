@@ -20,7 +20,7 @@ from fnabench.data.base import Source
 from fnabench.device import choose_device, choose_dtype
 from fnabench.environment import device_name, library_versions
 from fnabench.errors import BadInputError
-from fnabench.identity import digest, digest_of_code, settings
+from fnabench.identity import digest, digest_of_code, locations, settings
 from fnabench.models.base import Blueprint, Model
 
 
@@ -43,7 +43,7 @@ class Experiment:
     names: dict[str, str]
     """The chosen name of each part, by its kind."""
     config: dict[str, Any]
-    """The resolved configuration."""
+    """The resolved configuration; only where things lie stands as it was written."""
 
     @classmethod
     def of(cls, cfg: DictConfig, choices: Mapping[str, str]) -> Experiment:
@@ -52,6 +52,10 @@ class Experiment:
             name: instantiate(cfg[name], _convert_="all") for name in ("task", "data", "model", "attention", "probe")
         }
         config: Any = OmegaConf.to_container(cfg, resolve=True)
+        as_written: Any = OmegaConf.to_container(cfg, resolve=False)
+        for part in ("data", "model"):  # a record tells no folder of the machine that the user did not type
+            written = as_written[part]
+            config[part] |= {name: written[name] for name in locations(parts[part]) if name in written}
         attention, device = parts["attention"], choose_device(cfg.device)
         if cfg.loader.batch_size < 1 or (cfg.loader.num_workers or 0) < 0:
             raise BadInputError(f"loader={dict(cfg.loader)}: batch_size must be at least 1 and num_workers at least 0")

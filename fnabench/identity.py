@@ -28,6 +28,13 @@ def settings(configured: object) -> dict[str, Any]:
     return {"class": f"{type(configured).__module__}.{type(configured).__qualname__}", **values}
 
 
+def locations(configured: object) -> list[str]:
+    """The fields of a configured dataclass that only say where something lies."""
+    if not is_dataclass(configured):
+        return []
+    return [f.name for f in fields(configured) if f.metadata.get("is_location")]
+
+
 def digest(value: object) -> str:
     """A hash of plain values: the same for equal values on any machine."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)

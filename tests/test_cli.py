@@ -84,6 +84,14 @@ def test_where_things_lie_does_not_change_the_key(world, tmp_path):
     assert again["new"] is False
 
 
+def test_a_record_tells_no_folder_that_the_user_did_not_type(world, monkeypatch):
+    monkeypatch.setenv("FNABENCH_ASSETS", str(world.folder))
+    world.run(data__root="'${oc.env:FNABENCH_ASSETS}/images'")
+    text = (world.records()[0] / "record.json").read_text()
+    assert "${oc.env:FNABENCH_ASSETS}/images" in text
+    assert str(world.images) not in text
+
+
 def test_json_is_the_last_line_of_stdout_and_nothing_else_is_there(world):
     _, out, err = world.run(format="json", probe="default", probe__num_rounds="2", probe__batch_size="2")
     (line,) = out.splitlines()
