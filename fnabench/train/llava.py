@@ -35,7 +35,7 @@ NUM_TEST = 400
 class Training:
     """How the bundled LLaVA is trained; the image tower stays as CLIP left it."""
 
-    steps: int = 2700
+    steps: int = 3300
     seed: int = 0
     num_samples: int = 8_000
     """Different training scenes; each pass over them asks other questions."""
@@ -49,7 +49,7 @@ class Training:
     learning_rate: float = 3e-3
     weight_decay: float = 0.02
     warmup: int = 50
-    decay: float = 0.12
+    decay: float = 0.39
     """The last part of the steps, in which the learning rate falls to zero."""
     average: float = 0.995
     grounding: float = 0.2
