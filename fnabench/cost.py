@@ -21,7 +21,7 @@ from fnabench.macs import attention_macs, count_macs, crossover_tokens
 from fnabench.memory import Memory, peak_memory
 from fnabench.models.base import Backbone
 from fnabench.sdpa import fastest_backend, run_preferring
-from fnabench.statistics import Estimate, ratio_of_medians
+from fnabench.statistics import Estimate, median_ratio
 from fnabench.timing import Arm, Timings, interleave
 
 if TYPE_CHECKING:
@@ -154,11 +154,11 @@ def measure_cost(
         exact_latency=_latency(whole, "exact"),
         attention_latency=_latency(cores, "variant") if has_core else None,
         exact_attention_latency=_latency(cores, "exact"),
-        latency_ratio=ratio_of_medians(exact_times, whole.per_round("variant"), seed),
-        attention_latency_ratio=ratio_of_medians(cores.per_round("exact"), cores.per_round("variant"), seed)
+        latency_ratio=median_ratio(exact_times, whole.per_round("variant"), seed),
+        attention_latency_ratio=median_ratio(cores.per_round("exact"), cores.per_round("variant"), seed)
         if has_core
         else None,
-        ceiling=ratio_of_medians(exact_times, whole.per_round("free"), seed),
+        ceiling=median_ratio(exact_times, whole.per_round("free"), seed),
         memory=memories["variant"],
         exact_memory=memories["exact"],
         macs=macs_without + attention_macs(attention, shapes),

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from fnabench.record import CorruptRecordError, Record
-from fnabench.statistics import Estimate, holm
+from fnabench.statistics import holm
 from fnabench.store import Store, read_record
 
 FILE = "LEADERBOARD.md"
@@ -78,7 +78,7 @@ def _cells(record: Record, shown: Mapping[str, Sequence[str]], is_significant: b
     cost, comparison = record.cost, record.comparison
     difference = agreement = "-"
     if comparison:
-        difference = _interval(comparison.difference, 100, "+.2f") + ("*" if is_significant else "")
+        difference = f"{comparison.difference.times(100):+.2f}" + ("*" if is_significant else "")
         agreement = "-" if comparison.agreement is None else f"{100 * comparison.agreement:.1f}"
     gpu = record.environment.gpu
     return [
@@ -90,8 +90,8 @@ def _cells(record: Record, shown: Mapping[str, Sequence[str]], is_significant: b
         f"{100 * record.score.value:.2f} of {record.num_samples}" if record.score else record.status,
         difference,
         agreement,
-        _interval(cost.latency_ratio, 1, ".2f") if cost else "-",
-        _interval(cost.attention_latency_ratio, 1, ".2f") if cost and cost.attention_latency_ratio else "-",
+        f"{cost.latency_ratio:.2f}" if cost else "-",
+        f"{cost.attention_latency_ratio:.2f}" if cost and cost.attention_latency_ratio else "-",
         f"{cost.ceiling.value:.2f}" if cost else "-",
         f"{cost.memory.peak_mib:.0f}" if cost and cost.memory else "-",
         f"{cost.macs / 1e9:.2f}" if cost else "-",
@@ -126,11 +126,6 @@ def _rank(record: Record) -> tuple[int, str]:
     """Exact first, then native, then the variants by name."""
     order = {"exact": 0, "native": 1}
     return order.get(record.attention, 2), str(record.identity["attention"])
-
-
-def _interval(estimate: Estimate, factor: float, form: str) -> str:
-    value, low, high = (factor * end for end in (estimate.value, estimate.low, estimate.high))
-    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binomtest
 
 from fnabench.scores import SampleScores
-from fnabench.statistics import compare, estimate, holm, ratio_of_medians
+from fnabench.statistics import compare, estimate, holm, median_ratio
 
 
 def ids(count: int) -> tuple[str, ...]:
@@ -173,25 +173,25 @@ def test_agreement_is_the_share_of_equal_predictions() -> None:
 # Ratios and families of tests
 
 
-def test_the_ratio_of_medians_has_its_value_inside_its_interval() -> None:
+def test_the_median_ratio_has_its_value_inside_its_interval() -> None:
     generator = np.random.default_rng(8)
     slow = list(20 + generator.normal(0, 0.3, 15))
     fast = list(10 + generator.normal(0, 0.3, 15))
-    interval = ratio_of_medians(slow, fast)
-    assert interval.value == float(np.median(slow) / np.median(fast))
+    interval = median_ratio(slow, fast)
+    assert interval.value == float(np.median(np.divide(slow, fast)))
     assert interval.low < 2.0 < interval.high
     assert interval.low <= interval.value <= interval.high
     assert interval.high - interval.low < 0.2
 
 
 def test_a_drift_shared_by_both_cancels_in_the_ratio() -> None:
-    drift = np.linspace(1, 3, 15)
-    interval = ratio_of_medians(list(20 * drift), list(10 * drift))
+    drift = np.random.default_rng(9).uniform(1, 3, 15)
+    interval = median_ratio(list(20 * drift), list(10 * drift))
     assert (interval.value, interval.low, interval.high) == pytest.approx((2, 2, 2))
 
 
 def test_one_outlier_hardly_moves_the_ratio() -> None:
-    interval = ratio_of_medians([20.0] * 14 + [500.0], [10.0] * 15)
+    interval = median_ratio([20.0] * 14 + [500.0], [10.0] * 15)
     assert (interval.value, interval.low, interval.high) == (2, 2, 2)
 
 

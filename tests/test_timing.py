@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fnabench.statistics import ratio_of_medians
+from fnabench.statistics import median_ratio
 from fnabench.timing import MOST_WARM_UP_ROUNDS, WARM_UP_ROUNDS, Arm, Repeat, Timings, interleave
 
 CPU = torch.device("cpu")
@@ -122,7 +122,7 @@ def test_an_arm_that_takes_twice_as_long_has_a_ratio_of_two() -> None:
         5,
         CPU,
     )
-    interval = ratio_of_medians(timings.per_round("slow"), timings.per_round("fast"))
+    interval = median_ratio(timings.per_round("slow"), timings.per_round("fast"))
     assert interval.low <= interval.value <= interval.high
     assert interval.value == pytest.approx(2, rel=0.25)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from fnabench.environment import describe_environment
-from fnabench.statistics import Estimate, ratio_of_medians
+from fnabench.statistics import Estimate, median_ratio
 from fnabench.timing import Timings
 
 
@@ -38,7 +38,7 @@ def compare_arms(what: str, timings: Timings, baseline: str, arm: str, goal: str
         arm=arm,
         baseline_ms=sorted(theirs)[len(theirs) // 2],
         arm_ms=sorted(ours)[len(ours) // 2],
-        ratio=ratio_of_medians(theirs, ours),
+        ratio=median_ratio(theirs, ours),
         goal=goal,
     )
 
@@ -57,7 +57,7 @@ def write(folder: Path, name: str, title: str, rows: Sequence[Row], device: torc
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     for row in rows:
         ours, theirs = f"{row.arm_ms:.2f}", f"{row.baseline_ms:.2f}"
-        cells = (row.what, row.baseline, theirs, row.arm, ours, str(row.ratio), row.goal)
+        cells = (row.what, row.baseline, theirs, row.arm, ours, f"{row.ratio}", row.goal)
         lines.append(f"| {' | '.join(cells)} |")
     path = folder / f"{name}.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
