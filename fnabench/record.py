@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -52,6 +52,8 @@ class Record:
     num_samples: int
     metric: str
     scores: dict[str, Estimate]
+    units: dict[str, str] = field(default_factory=dict)
+    """Units of the scores that are no fraction."""
     comparisons: dict[str, Comparison]
     """With the exact twin, by metric; empty for exact itself."""
     cost: Cost | None

@@ -71,11 +71,18 @@ def print_table(outcome: Outcome, *, to_stderr: bool) -> None:
 def _accuracy_rows(record: Record, exact: Record) -> list[tuple[str, str, str, str]]:
     rows = []
     for name, score in record.scores.items():
-        difference = MISSING
-        if name in record.comparisons:
-            difference = _percent_points(record.comparisons[name].difference)
+        unit = record.units.get(name, "%")
+        factor, form = (100, ".2f") if unit == "%" else (1, ".5f")
+        comparison = record.comparisons.get(name)
         theirs = exact.scores.get(name)
-        rows.append((f"{name} (%)", _percent(theirs), _percent(score), difference))
+        rows.append(
+            (
+                f"{name} ({unit})",
+                f"{factor * theirs.value:{form}}" if theirs else MISSING,
+                f"{factor * score.value:{form}}",
+                f"{comparison.difference.times(factor):+{form}}" if comparison else MISSING,
+            )
+        )
     if not record.scores:
         rows.append((f"{record.metric} (%)", _percent(exact.score), record.status, MISSING))
     if record.comparison and record.comparison.agreement is not None:
@@ -90,15 +97,15 @@ def _cost_rows(cost: Cost) -> list[tuple[str, str, str, str]]:
             "latency end to end (ms)",
             f"{cost.exact_latency.median_ms:.1f}",
             f"{cost.latency.median_ms:.1f}",
-            _ratio(cost.latency_ratio),
+            f"x{cost.latency_ratio}",
         ),
         (
             "latency attention only (ms)",
             f"{cost.exact_attention_latency.median_ms:.1f}",
             f"{attention.median_ms:.1f}" if attention else MISSING,
-            _ratio(cost.attention_latency_ratio) if cost.attention_latency_ratio else MISSING,
+            f"x{cost.attention_latency_ratio}" if cost.attention_latency_ratio else MISSING,
         ),
-        ("ceiling: attention for free", "", "", _ratio(cost.ceiling)),
+        ("ceiling: attention for free", "", "", f"x{cost.ceiling}"),
     ]
     if cost.memory and cost.exact_memory:
         ours, theirs = cost.memory.peak_mib, cost.exact_memory.peak_mib
@@ -153,14 +160,6 @@ def _foot(outcome: Outcome) -> str:
 
 def _percent(score: Estimate | None) -> str:
     return MISSING if score is None else f"{100 * score.value:.2f}"
-
-
-def _percent_points(difference: Estimate) -> str:
-    return f"{100 * difference.value:+.2f} [{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
-
-
-def _ratio(ratio: Estimate) -> str:
-    return f"x{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
 
 
 def _ends(estimate: Estimate) -> tuple[float, float]:

@@ -161,6 +161,7 @@ def _record(
         num_samples=len(experiment.source),
         metric=experiment.task.metric,
         scores={name: estimate(each, experiment.seed) for name, each in scores.metrics.items()} if scores else {},
+        units=dict(scores.units) if scores else {},
         comparisons=comparisons,
         cost=measurement.cost if measurement else None,
         environment=describe_environment(experiment.device),

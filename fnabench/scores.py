@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,6 +75,8 @@ class Scores:
 
     metrics: Mapping[str, SampleScores]
     headline: str
+    units: Mapping[str, str] = field(default_factory=dict)
+    """Units of the metrics that are no fraction; all others are shown in per cent."""
 
     @property
     def main(self) -> SampleScores:

@@ -20,7 +20,7 @@ LAYERS = (
     ("attention.base", "attention.landmarks", "attention.inverse", "attention.masks", "kernels.*"),
     ("attention.layers",),
     ("attention.*",),
-    ("timing", "memory", "macs"),
+    ("timing", "memory", "macs", "beside"),
     ("sdpa",),
     ("data.base", "data.image_files", "models.base"),
     ("data.*", "loader", "models.weights_file", "models.timm_layers", "models.hf_layers", "models.preprocessing"),

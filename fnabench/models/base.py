@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import torch
 
 from fnabench.attention.base import AttentionShape
 from fnabench.attention.layers import LayerStack
+from fnabench.beside import LayerErrors, exact_beside
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -75,9 +77,19 @@ class Backbone:
         """Logits of the library's own classification head."""
         raise NotImplementedError(f"{type(self).__name__} has no classification head")
 
+    def exact_beside(self) -> AbstractContextManager[LayerErrors]:
+        """Exact attention in the replaced layers for a while; gives each layer's error of the variant."""
+        return exact_beside(self.layers)
+
     def encode_image(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B E"]:
         """One embedding an image."""
         raise NotImplementedError(f"{type(self).__name__} has no image embedding")
+
+    def embed_and_classify(
+        self, images: Float[Tensor, "B 3 height width"]
+    ) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B classes"] | None]:
+        """What encode_image and classify give, by one forward; None where there is no classification head."""
+        return self.encode_image(images), None
 
     def encode_patches(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B N C"]:
         """The final patch tokens, row by row, without prefix tokens."""

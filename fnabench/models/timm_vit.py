@@ -144,6 +144,13 @@ class TimmBackbone(Backbone):
     def classify(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B classes"]:
         return self.module(images)  # type: ignore[no-any-return]
 
+    def embed_and_classify(
+        self, images: Float[Tensor, "B 3 height width"]
+    ) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B classes"] | None]:
+        tokens = self.module.forward_features(images)
+        embedding = self.module.forward_head(tokens, pre_logits=True)
+        return embedding, self.module.forward_head(tokens) if self.module.num_classes else None
+
     def encode_image(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B E"]:
         return self.module.forward_head(self.module.forward_features(images), pre_logits=True)  # type: ignore[no-any-return]
 
