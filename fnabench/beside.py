@@ -22,12 +22,12 @@ LayerErrors = dict[int, "Float[Tensor, ' B']"]
 
 @contextmanager
 def exact_beside(layers: Iterable[AttentionLayer]) -> Iterator[LayerErrors]:
-    """Run exact attention wherever something is attached; gives the errors of what was attached in the last forward.
+    """Run exact attention wherever a variant is attached; gives the variant's errors in the last forward.
 
     Afterwards the layers have their variants back.
     """
     errors: LayerErrors = {}
-    attached = {layer: layer.core for layer in layers if layer.core is not None}
+    attached = {layer: layer.core for layer in layers if layer.core is not None and not layer.core.is_exact}
     try:
         for layer, core in attached.items():
             layer.attach(_Beside(variant=core, errors=errors))

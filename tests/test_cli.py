@@ -75,6 +75,18 @@ def test_a_setting_that_changes_the_result_changes_the_key(world):
     assert first["exact_key"] == other["exact_key"]
 
 
+def test_fidelity_needs_no_labels(world):
+    code, out, _ = world.run(task="fidelity", data__labels="null")
+    assert code == 0
+    exact, fna = (read_record(folder) for folder in world.records())
+    assert exact.score.value == pytest.approx(1)
+    assert fna.score.value < exact.score.value
+    assert fna.units == {"kl": "nats"}
+    assert {"attention_error_03", "attention_error_04", "attention_error_05"} <= set(fna.scores)
+    assert "kl (nats)" in out
+    assert "attention_error_05 (%)" in out
+
+
 def test_where_things_lie_does_not_change_the_key(world, tmp_path):
     first = json.loads(world.run(format="json")[1].splitlines()[-1])
     moved = tmp_path / "elsewhere"
