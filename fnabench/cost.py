@@ -136,7 +136,7 @@ def measure_cost(
         arms = {"exact": cores_alone(exact)} | ({"variant": cores_alone(attention)} if has_core else {})
         cores = interleave(arms, probe.num_rounds, device, seed, on_step)
         macs_without = _macs_without_attention(backbone, layers, forward, batch)
-    shapes = [layer.shape(captured[0].q.shape[2]) for layer in layers]
+    shapes = [layer.shape(inputs.q.shape[2]) for layer, inputs in zip(layers, captured, strict=True)]
     exact_macs = macs_without + attention_macs(exact, shapes)
     memories = {
         name: _memory(backbone, core, layers, forward, batch) if probe.memory else None
@@ -187,10 +187,10 @@ def capture_inputs(
 
 
 def run_cores(core: Attention, captured: Sequence[AttentionInputs]) -> Tensor:
-    """Run a variant on captured inputs as one forward would: with one memo for all layers, empty at the start."""
-    memo: dict[str, object] = {}
+    """Run a variant on captured inputs as one forward would: one memo for the layers of a tower, empty at the start."""
+    memos: dict[int, dict[str, object]] = {}
     for inputs in captured:
-        output = core(replace(inputs, memo=memo))
+        output = core(replace(inputs, memo=memos.setdefault(id(inputs.memo), {})))
     return output
 
 

@@ -101,7 +101,7 @@ class Experiment:
     @property
     def layer_indices(self) -> list[int]:
         """The blocks whose attention is replaced."""
-        return select_layers(self.layers, len(self.blueprint.shapes))
+        return select_layers(self.layers, *self.blueprint.depths)
 
     @cached_property
     def training_split(self) -> Source | None:

@@ -75,7 +75,9 @@ class Vqa(Task):
         return Scores(metrics=metrics, headline=self.metric)
 
     def forward(self, backbone: Backbone, batch: Batch) -> list[str]:
-        return backbone.generate(batch.images, [self.prompt(sample.questions[0]) for sample in batch.samples])
+        """Up to the first token of the answer: what comes after attends exactly, and its length varies."""
+        prompts = [self.prompt(sample.questions[0]) for sample in batch.samples]
+        return backbone.generate(batch.images, prompts, max_new_tokens=1)
 
     def prompt(self, question: Question) -> str:
         """What the model is asked."""

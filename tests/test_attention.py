@@ -240,11 +240,6 @@ def test_fna_refuses_a_mask_that_it_cannot_honour(mask: Tensor) -> None:
         Fna(num_landmarks=7)(attention_inputs(mask=mask))
 
 
-def test_fna_refuses_a_causal_mask() -> None:
-    with pytest.raises(ImpossibleError, match="causal"):
-        Fna(num_landmarks=7)(attention_inputs(is_causal=True))
-
-
 def test_exact_honours_every_mask() -> None:
     lower = torch.ones(17, 17, dtype=torch.bool).tril()
     keys = key_mask(list(range(12)), [0, 3, 5])
@@ -253,6 +248,7 @@ def test_exact_honours_every_mask() -> None:
         (replace(inputs, is_causal=True), lower),
         (replace(inputs, mask=lower), lower),
         (replace(inputs, mask=keys), keys),
+        (replace(inputs, mask=keys, is_causal=True), lower & keys),
         (replace(inputs, mask=torch.zeros(17, 17).masked_fill(~lower, -torch.inf)), lower),
     ):
         expected = softmax_attention(inputs.q, inputs.k, inputs.v, inputs.scale, allowed)

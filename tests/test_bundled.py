@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
+from builders import watch
+from transformers import LlamaConfig, LlamaModel, StaticCache
 
 from fnabench.attention.exact import Exact
 from fnabench.attention.fna import Fna
+from fnabench.errors import BadInputError, ImpossibleError
 from fnabench.models.bundled_clip import BundledClipBackbone
 from fnabench.models.bundled_decoder import CHAT_WORDS, LlavaConfig, build_llava, build_word_tokenizer
-from fnabench.models.bundled_llava import BundledLlavaBackbone
+from fnabench.models.bundled_llava import SCOPES, BundledLlava, BundledLlavaBackbone
 from fnabench.models.bundled_towers import SPECIAL_WORDS, Clip, ClipConfig, Tokenizer
 from fnabench.models.bundled_weights import LoadedClip, LoadedLlava
+from fnabench.models.hf_layers import llama_layers
 
 CONFIG = ClipConfig(width=32, depth=2, num_heads=2, embed_width=16, text_width=32, text_depth=1, text_num_heads=2)
 CARD = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "prompts": ["a {}"], "sha256": "0"}
+SMALL_LLAMA = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 40,
+}  # fmt: skip
 CPU = torch.device("cpu")
 
 
@@ -26,13 +33,13 @@ def clip(image_size=128):
     return BundledClipBackbone(loaded, image_size, CPU, torch.float32)
 
 
-def llava():
+def llava(scope="vision"):
     torch.manual_seed(0)
     vocabulary = (*CHAT_WORDS, "what", "colour", "red", "blue")
     decoder = LlavaConfig(width=32, depth=2, num_heads=2, mlp_width=48)
     model = build_llava(CONFIG, decoder, num_words=len(vocabulary)).eval()
     loaded = LoadedLlava(model=model, tokenizer=build_word_tokenizer(vocabulary), card=CARD)
-    return BundledLlavaBackbone(loaded, CPU, torch.float32)
+    return BundledLlavaBackbone(loaded, scope, CPU, torch.float32)
 
 
 def images(size=128, count=3):
@@ -80,8 +87,9 @@ def test_exact_through_the_seam_is_the_untouched_llava():
 
 
 @torch.inference_mode()
-def test_answers_are_the_same_through_the_seam_and_do_not_depend_on_padding():
-    backbone = llava()
+@pytest.mark.parametrize("scope", SCOPES)
+def test_answers_are_the_same_through_the_seam_and_do_not_depend_on_padding(scope):
+    backbone = llava(scope)
     prompts = ["what colour", "what", "colour what colour red"]
     native = backbone.generate(images(), prompts)
     Exact().attach(backbone.layers)
@@ -89,6 +97,83 @@ def test_answers_are_the_same_through_the_seam_and_do_not_depend_on_padding():
     alone = [backbone.generate(images()[row : row + 1], [prompt])[0] for row, prompt in enumerate(prompts)]
     assert alone == native
     assert not any(word in answer for answer in native for word in CHAT_WORDS)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_exact_through_the_seam_is_the_untouched_decoder(num_groups):
+    """Logits and the whole cache, with padding on the left; grouped queries too."""
+    model = LlamaModel(LlamaConfig(**SMALL_LLAMA, num_key_value_heads=4 // num_groups)).eval()
+    ids = torch.randint(5, 40, (3, 30), generator=torch.Generator().manual_seed(0))
+    for padding in (0, 11):
+        mask = torch.ones_like(ids)
+        mask[1, :padding] = 0
+        native = model(input_ids=ids, attention_mask=mask)
+        Exact().attach(llama_layers(model))
+        through = model(input_ids=ids, attention_mask=mask)
+        [layer.detach() for layer in llama_layers(model)]
+        compare = torch.equal if num_groups == 1 else torch.allclose
+        assert compare(through.last_hidden_state[mask.bool()], native.last_hidden_state[mask.bool()])
+        for ours, theirs in zip(through.past_key_values.layers, native.past_key_values.layers, strict=True):
+            assert ours.keys.shape == theirs.keys.shape == (3, 4 // num_groups, 30, 8)
+            assert torch.allclose(ours.keys.mT[..., padding:], theirs.keys.mT[..., padding:], atol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("scope", SCOPES)
+def test_half_of_the_layers_is_half_of_each_tower(scope):
+    backbone = llava(scope)
+    depths = {"vision": (2,), "decoder": (2,), "both": (2, 2)}[scope]
+    assert backbone.layers.depths == depths
+    assert [layer.index for layer in backbone.layers.select("half")] == {"both": [1, 3]}.get(scope, [1])
+    assert [layer.index for layer in backbone.layers] == list(range(sum(depths)))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("scope", ["decoder", "both"])
+def test_fna_in_the_decoder_reads_the_prompt_only_and_keeps_the_whole_cache(scope):
+    backbone = llava(scope)
+    prompts = ["what colour", "what", "colour what colour red"]
+    exact = backbone.encode_image(images())
+    seen = watch(Fna(num_landmarks=16))
+    seen.attach(backbone.layers)
+    approximated = backbone.encode_image(images())
+    assert approximated.isfinite().all()
+    assert not torch.allclose(approximated, exact)
+    seen.seen.clear()
+    assert len(backbone.generate(images(), prompts)) == 3
+    assert [inputs.layer for inputs in seen.seen] == list(range(len(backbone.layers)))  # once each: no decoding step
+    lengths = {inputs.q.shape[2] for inputs in seen.seen if inputs.is_causal}
+    assert lengths == {256 + 2 + 4}  # start and [answer], the longest question
+
+
+@torch.inference_mode()
+def test_answers_by_fna_in_the_decoder_do_not_depend_on_what_pads_them():
+    """The blocks start at the first column, so a shift moves tokens to other blocks; what must not count is content."""
+    backbone = llava("decoder")
+    Fna(num_landmarks=16).attach(backbone.layers)
+    inputs = backbone._inputs(images(), ["what", "what colour red blue", "what colour"])
+    changed = inputs["input_ids"].clone()
+    changed[(inputs["attention_mask"] == 0)] = 7
+    before = backbone.module(**inputs).logits
+    after = backbone.module(**(inputs | {"input_ids": changed})).logits
+    kept = inputs["attention_mask"].bool()
+    assert torch.equal(before[kept], after[kept])
+
+
+def test_a_decoder_of_another_kind_and_a_fixed_cache_are_refused():
+    with pytest.raises(ImpossibleError, match="no plain sequence of blocks with LlamaAttention"):
+        llama_layers(torch.nn.Linear(2, 2))
+    model = LlamaModel(LlamaConfig(**SMALL_LLAMA)).eval()
+    Exact().attach(llama_layers(model))
+    cache = StaticCache(config=model.config, max_cache_len=64)
+    with pytest.raises(ImpossibleError, match=r"fixed length \(64\)"):
+        model(input_ids=torch.ones(1, 9, dtype=torch.long), past_key_values=cache)
+
+
+def test_an_unknown_scope_is_refused():
+    with pytest.raises(BadInputError, match=r"model\.scope=text is not known; allowed: vision, decoder, both"):
+        BundledLlava(scope="text")
 
 
 @torch.inference_mode()

@@ -34,13 +34,15 @@ class AttentionInputs:
     mask: Tensor | None = None
     """As in scaled_dot_product_attention: bool (True = may attend) or additive, broadcastable to [B, H, N, N]."""
     is_causal: bool = False
+    """No token attends to a later one; a mask then says which keys are no padding, [B, 1, 1, N], and both hold."""
     memo: dict[str, Any] = field(default_factory=dict)
     """Shared by the attached layers of one forward and empty at its start; landmarks live here."""
 
     def key_mask(self) -> Bool[Tensor, "B N"] | None:
-        """The mask as one flag per key, True = may be attended; ImpossibleError where it is more than that."""
-        if self.is_causal:
-            raise ImpossibleError("a causal mask cannot be honoured by this attention variant; use attention=exact")
+        """The mask as one flag per key, True = may be attended; ImpossibleError where it is more than that.
+
+        Whether attention is causal besides is for the variant to honour, or to refuse by `refuse_causal`.
+        """
         if self.mask is None:
             return None
         if self.mask.dtype.is_floating_point or self.mask.dim() != 4 or self.mask.shape[1:3] != (1, 1):
@@ -49,6 +51,11 @@ class AttentionInputs:
                 "attention variant: only a boolean key mask [B, 1, 1, N] can; use attention=exact"
             )
         return self.mask[:, 0, 0].expand(self.q.shape[0], -1)
+
+    def refuse_causal(self) -> None:
+        """Raise ImpossibleError under a causal mask: for variants whose tokens see one another."""
+        if self.is_causal:
+            raise ImpossibleError("a causal mask cannot be honoured by this attention variant; use attention=exact")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +67,13 @@ class AttentionShape:
     head_dim: int
     num_channels: int
     num_prefix: int
+    is_causal: bool = False
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of a query and a key that it may attend to."""
+        N = self.num_tokens
+        return N * (N + 1) // 2 if self.is_causal else N**2
 
 
 class Attention(ABC):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from fnabench.attention.base import Attention, AttentionInputs, AttentionShape
@@ -21,9 +22,15 @@ class Exact(Attention):
     is_exact: ClassVar[bool] = True
 
     def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]:
+        mask, is_causal = inputs.mask, inputs.is_causal
+        allowed = inputs.key_mask() if is_causal else None
+        if allowed is not None:  # the kernels take one or the other
+            N = inputs.q.shape[2]
+            causal = torch.ones(N, N, dtype=torch.bool, device=allowed.device).tril()
+            mask, is_causal = causal & allowed[:, None, None], False
         return scaled_dot_product_attention(
-            inputs.q, inputs.k, inputs.v, attn_mask=inputs.mask, is_causal=inputs.is_causal, scale=inputs.scale
+            inputs.q, inputs.k, inputs.v, attn_mask=mask, is_causal=is_causal, scale=inputs.scale
         )
 
     def macs(self, shape: AttentionShape, num_layers: int) -> int:
-        return num_layers * 2 * shape.num_heads * shape.num_tokens**2 * shape.head_dim
+        return num_layers * 2 * shape.num_heads * shape.num_pairs * shape.head_dim

@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from fnabench.attention.base import Attention, AttentionInputs, AttentionShape
+from fnabench.attention.causal import causal_attention, cells_per_block, choose_cells, macs_of_causal
 from fnabench.attention.inverse import INVERSES, effective_values, macs_of_inverse
 from fnabench.attention.landmarks import Landmarks, farthest_points
 from fnabench.errors import BadInputError, ImpossibleError, one_of
@@ -31,7 +32,8 @@ class Fna(Attention):
         V' = A^+ U                     O = softmax(s Q K_L^T) V'
 
     Cost a head: 4 N M D MACs for the two fused products, 24 M^3 for six iterations, and once a forward N M F for the
-    selection. Below a few hundred tokens that is more than exact attention.
+    selection. Below a few hundred tokens that is more than exact attention. Under a causal mask, where A^+ would show
+    a token the future, it is `causal_attention` with M cells instead.
     """
 
     num_landmarks: int = 64
@@ -62,10 +64,15 @@ class Fna(Attention):
 
     def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]:
         allowed = inputs.key_mask()
+        if inputs.is_causal:
+            cells = inputs.memo.get("cells")
+            if cells is None or self.resample == "layer":
+                cells = choose_cells(self._features(inputs), self.num_landmarks, allowed)
+                inputs.memo["cells"] = cells
+            return causal_attention(inputs.q, inputs.k, inputs.v, cells, inputs.scale, allowed)
         landmarks = inputs.memo.get("landmarks")
         if landmarks is None or self.resample == "layer":
-            features = inputs.x if self.features == "input" else inputs.q.mean(1, dtype=torch.float32)
-            landmarks = farthest_points(features, self.num_landmarks, inputs.num_prefix, allowed)
+            landmarks = farthest_points(self._features(inputs), self.num_landmarks, inputs.num_prefix, allowed)
             inputs.memo["landmarks"] = landmarks
         elif allowed is not None:  # this layer's mask need not be the one that the landmarks were chosen under
             landmarks = replace(landmarks, valid=allowed.gather(1, landmarks.index))
@@ -81,11 +88,18 @@ class Fna(Attention):
             allowed,
         )
 
+    def _features(self, inputs: AttentionInputs) -> Float[Tensor, "B N F"]:
+        """What the selection measures distances in."""
+        return inputs.x if self.features == "input" else inputs.q.mean(1, dtype=torch.float32)
+
     def macs(self, shape: AttentionShape, num_layers: int) -> int:
         n, m, d = shape.num_tokens, self.num_landmarks, shape.head_dim
-        head = 4 * n * m * d + m * m * d + macs_of_inverse(self.inverse, m, d, self.num_iterations)
         num_features = shape.num_channels if self.features == "input" else d
         num_selections = 1 if self.resample == "forward" else num_layers
+        if shape.is_causal:
+            selection = 2 * n * cells_per_block(n, m) * num_features  # the farthest points, and each token's nearest
+            return num_layers * macs_of_causal(n, m, shape.num_heads, d) + num_selections * selection
+        head = 4 * n * m * d + m * m * d + macs_of_inverse(self.inverse, m, d, self.num_iterations)
         return num_layers * shape.num_heads * head + num_selections * n * m * num_features
 
 

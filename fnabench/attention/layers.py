@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, overload
 
 from torch import nn
@@ -123,7 +125,12 @@ class LayerStack(Sequence[AttentionLayer]):
 
     def select(self, selection: LayerSelection) -> tuple[AttentionLayer, ...]:
         """The layers that a selection such as "half" or "13:" names."""
-        return tuple(self[index] for index in select_layers(selection, len(self)))
+        return tuple(self[index] for index in select_layers(selection, *self.depths))
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Number of layers of each tower: layers that share a forward share their state."""
+        return tuple(Counter(id(layer.state) for layer in self).values())
 
     def detach(self) -> None:
         """Detach every layer."""
@@ -134,15 +141,17 @@ class LayerStack(Sequence[AttentionLayer]):
 LayerSelection = str | int | Sequence[int]
 
 
-def select_layers(selection: LayerSelection, num_layers: int) -> list[int]:
-    """The block indices that a selection names, ascending and without repeats.
+def select_layers(selection: LayerSelection, *depths: int) -> list[int]:
+    """The block indices that a selection names, ascending and without repeats, for towers of these depths.
 
-    "half" is the last half of the blocks (the paper's choice), "all" every block, "13:" or "3:9" a Python slice,
-    an int or a list of ints those blocks; negative numbers count from the end.
+    Blocks are counted through all towers. "half" is the last half of each tower's blocks (the paper's choice), "all"
+    every block, "13:" or "3:9" a Python slice, an int or a list of ints those blocks; negative ones count from the end.
     """
     text = str(selection).strip()
+    num_layers = sum(depths)
     if text == "half":
-        return list(range(num_layers // 2, num_layers))
+        ends = accumulate(depths)
+        return [index for end, depth in zip(ends, depths, strict=True) for index in range(end - (depth + 1) // 2, end)]
     if text == "all":
         return list(range(num_layers))
     if isinstance(selection, str) and ":" in text:

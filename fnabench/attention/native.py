@@ -29,4 +29,4 @@ class Native(Attention):
         raise RuntimeError("native attention is never attached, so it has no core to call")
 
     def macs(self, shape: AttentionShape, num_layers: int) -> int:
-        return num_layers * 2 * shape.num_heads * shape.num_tokens**2 * shape.head_dim
+        return num_layers * 2 * shape.num_heads * shape.num_pairs * shape.head_dim

@@ -30,6 +30,12 @@ class Blueprint:
     """Height and width in pixels."""
     num_classes: int
     """Width of the library's own classification head; 0 without one."""
+    depths: tuple[int, ...] = ()
+    """Number of those layers in each tower; all in one unless told."""
+
+    def __post_init__(self) -> None:
+        if not self.depths:
+            object.__setattr__(self, "depths", (len(self.shapes),))
 
 
 class Model(ABC):
@@ -103,6 +109,11 @@ class Backbone:
         """One embedding a text, in the space of encode_image."""
         raise NotImplementedError(f"{type(self).__name__} has no text tower")
 
-    def generate(self, images: Float[Tensor, "B 3 height width"], prompts: Sequence[str]) -> list[str]:
-        """A greedy answer to each prompt about its image."""
+    def generate(
+        self,
+        images: Float[Tensor, "B 3 height width"],
+        prompts: Sequence[str],
+        max_new_tokens: int | None = None,
+    ) -> list[str]:
+        """A greedy answer to each prompt about its image; at its full length unless told."""
         raise NotImplementedError(f"{type(self).__name__} has no decoder")

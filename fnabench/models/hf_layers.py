@@ -1,8 +1,11 @@
-"""The seam of transformers' CLIP vision towers, which LLaVA and its relatives look through."""
+"""The seams of transformers' CLIP vision towers and Llama decoders, of which LLaVA and its relatives are made."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
 
 from fnabench.attention.base import AttentionShape
 from fnabench.attention.layers import AttentionLayer, ForwardState, LayerStack
@@ -47,21 +50,102 @@ class ClipAttentionLayer(AttentionLayer):
         )
 
 
+class LlamaAttentionLayer(AttentionLayer):
+    """transformers' LlamaAttention while it reads the prompt: causal, padding left out, every key and value cached.
+
+    A step that has a past, such as each further token of an answer, runs the untouched module on the full cache.
+    """
+
+    native: Any
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Float[Tensor, "B N C"],
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **options: Any,
+    ) -> tuple[Float[Tensor, "B N C"], Any]:
+        from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+        native = self.native
+        B, N, _ = hidden_states.shape
+        if N == 1 or (past_key_values is not None and past_key_values.get_seq_length(native.layer_idx)):
+            self.state.block_input = None
+            untouched = type(native).forward
+            return untouched(  # type: ignore[no-any-return]
+                native, hidden_states, position_embeddings, attention_mask, past_key_values, **options
+            )
+        if native.training and native.attention_dropout:
+            raise ImpossibleError("attention dropout cannot be honoured; put the model into eval mode")
+        q, k, v = (
+            project(hidden_states).view(B, N, -1, native.head_dim).transpose(1, 2)
+            for project in (native.q_proj, native.k_proj, native.v_proj)
+        )
+        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
+        if past_key_values is not None:
+            k, v = past_key_values.update(k, v, native.layer_idx)
+        if k.shape[2] != N:
+            raise ImpossibleError(f"a cache of fixed length ({k.shape[2]}) cannot be honoured; use the default cache")
+        k, v = (each.repeat_interleave(native.num_key_value_groups, 1) for each in (k, v))
+        mask = None if attention_mask is None else _padding_of(attention_mask, self.state)
+        output = self.attend(q, k, v, scale=native.scaling, mask=mask, is_causal=True)
+        return native.o_proj(output.transpose(1, 2).reshape(B, N, -1)), None
+
+    def shape(self, num_tokens: int) -> AttentionShape:
+        config = self.native.config
+        return AttentionShape(
+            num_tokens=num_tokens,
+            num_heads=config.num_attention_heads,
+            head_dim=self.native.head_dim,
+            num_channels=config.hidden_size,
+            num_prefix=self.num_prefix,
+            is_causal=True,
+        )
+
+
+def _padding_of(mask: Tensor, state: ForwardState) -> Tensor:
+    """The keys that are no padding [B, 1, 1, N]; ImpossibleError where the mask is not those and causality alone."""
+    if "padding" not in state.memo:
+        keys = mask[:, :, -1:]
+        N = mask.shape[-1]
+        causal = torch.ones(N, N, dtype=torch.bool, device=mask.device).tril()
+        if mask.dtype != torch.bool or not torch.equal(mask, causal & keys):
+            raise ImpossibleError("a decoder mask that is more than causal with padding cannot be honoured")
+        state.memo["padding"] = keys
+    padding: Tensor = state.memo["padding"]
+    return padding
+
+
 def clip_vision_layers(vision_tower: Any) -> LayerStack:
     """The replaceable layers of a CLIPVisionModel; ImpossibleError names what is another kind of tower."""
     from transformers.models.clip.modeling_clip import CLIPAttention
 
     blocks = getattr(getattr(vision_tower, "encoder", None), "layers", None)
+    return LayerStack(_wrap(vision_tower, blocks, CLIPAttention, ClipAttentionLayer, NUM_PREFIX, first=0))
+
+
+def llama_layers(decoder: Any, *, first: int = 0) -> LayerStack:
+    """The replaceable layers of a LlamaModel, counted from `first`; ImpossibleError names what is another decoder."""
+    from transformers.models.llama.modeling_llama import LlamaAttention
+
+    blocks = getattr(decoder, "layers", None)
+    return LayerStack(_wrap(decoder, blocks, LlamaAttention, LlamaAttentionLayer, 0, first=first))
+
+
+def _wrap(
+    tower: Any, blocks: Any, understood: type[nn.Module], layer: type[AttentionLayer], num_prefix: int, *, first: int
+) -> list[AttentionLayer]:
+    name = type(tower).__name__
     if blocks is None:
-        raise ImpossibleError(f"{type(vision_tower).__name__} is not a CLIP vision tower of transformers")
+        raise ImpossibleError(f"{name} has no plain sequence of blocks with {understood.__name__}")
     state = ForwardState()
     layers = []
     for index, block in enumerate(blocks):
         native: Any = getattr(block, "self_attn", None)
-        if type(native) is not CLIPAttention:
+        if type(native) is not understood:
             raise ImpossibleError(
-                f"{type(native).__name__} in block {index} of {type(vision_tower).__name__} is not understood; "
-                "of transformers' attention layers only CLIPAttention is"
+                f"{type(native).__name__} in block {index} of {name} is not understood; only {understood.__name__} is"
             )
-        layers.append(ClipAttentionLayer(native, block, index, NUM_PREFIX, state))
-    return LayerStack(layers)
+        layers.append(layer(native, block, first + index, num_prefix, state))
+    return layers

@@ -1,0 +1,126 @@
+"""Landmark attention under a causal mask: nobody sees the future or padding, and what it approximates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from builders import attention_inputs, shape_of, softmax_attention
+from torch.nn.functional import scaled_dot_product_attention
+
+from fnabench.attention.causal import block_size, causal_attention, cells_per_block, choose_cells
+from fnabench.attention.fna import Fna
+from fnabench.macs import count_macs
+
+TOKENS = 50
+FNA = Fna(num_landmarks=6)  # blocks of 12 tokens, the last of 2; one cell and a bit of the 6 for each
+
+
+def inputs(tokens=TOKENS, **options):
+    return attention_inputs(tokens=tokens, num_prefix=0, is_causal=True, **options)
+
+
+def padded(given, count, row=1):
+    """The same with the first tokens of one row marked as padding."""
+    allowed = torch.ones(given.q.shape[0], given.q.shape[2], dtype=torch.bool)
+    allowed[row, :count] = False
+    return replace(given, mask=allowed[:, None, None])
+
+
+def changed_from(given, position, until=None):
+    """The same with every token from a position on replaced by another."""
+    other = inputs(tokens=given.q.shape[2], seed=9)
+    parts = {}
+    for name in ("q", "k", "v", "x"):
+        tensor = getattr(given, name).clone()
+        tensor[..., position:until, :] = getattr(other, name)[..., position:until, :]
+        parts[name] = tensor
+    return replace(given, memo={}, **parts)
+
+
+@pytest.mark.parametrize("features", ["q", "input"])
+@pytest.mark.parametrize("position", range(1, TOKENS))
+def test_no_token_sees_a_later_one(position, features):
+    variant = Fna(num_landmarks=6, features=features)
+    before, after = variant(inputs()), variant(changed_from(inputs(), position))
+    assert torch.equal(before[:, :, :position], after[:, :, :position])
+    assert not torch.equal(before[:, :, position:], after[:, :, position:])
+
+
+@pytest.mark.parametrize("count", [1, 5, 12, 13, 30])
+def test_no_token_sees_padding(count):
+    given = padded(inputs(), count)
+    before, after = FNA(given), FNA(changed_from(given, 0, count))
+    assert torch.equal(before[1, :, count:], after[1, :, count:])
+    assert before.isfinite().all()
+
+
+def test_every_token_sees_each_earlier_one():
+    """Through its cell at least: the gradient of the last token's output reaches all values."""
+    given = inputs(batch=1)
+    v = given.v.clone().requires_grad_()
+    FNA(replace(given, v=v))[0, :, -1].sum().backward()
+    assert (v.grad.abs().sum(-1) > 0).all()
+
+
+def test_a_sequence_of_one_block_is_exact():
+    given = inputs(tokens=12)
+    lower = torch.ones(12, 12, dtype=torch.bool).tril()
+    expected = softmax_attention(given.q, given.k, given.v, given.scale, lower)
+    torch.testing.assert_close(FNA(given).double(), expected, atol=1e-5, rtol=0)
+
+
+def test_equal_keys_within_a_cell_are_exact():
+    """A cell stands for its tokens without loss where they share their key: values are averaged as softmax would."""
+    given = inputs()
+    first = torch.arange(TOKENS) // 12 * 12
+    k = given.k[:, :, first]
+    exact = scaled_dot_product_attention(given.q, k, given.v, is_causal=True, scale=given.scale)
+    torch.testing.assert_close(FNA(replace(given, k=k)), exact, atol=1e-5, rtol=1e-4)
+
+
+def test_values_of_one_give_one():
+    given = padded(inputs(), 7)
+    torch.testing.assert_close(FNA(replace(given, v=torch.ones_like(given.v))), torch.ones_like(given.v))
+
+
+def test_more_landmarks_come_nearer_to_exact():
+    given = inputs(tokens=200, batch=4)
+    exact = scaled_dot_product_attention(given.q, given.k, given.v, is_causal=True, scale=given.scale)
+    errors = [float((Fna(num_landmarks=m)(replace(given, memo={})) - exact).norm()) for m in (4, 16, 64, 128)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-4
+
+
+def test_the_cells_of_the_past_share_the_landmarks():
+    for tokens in (10, 100, 577, 4096):
+        for landmarks in (8, 64):
+            blocks = -(-tokens // block_size(landmarks))
+            assert cells_per_block(tokens, landmarks) * max(1, blocks - 1) <= max(landmarks, blocks)
+
+
+def test_cells_are_chosen_once_a_forward():
+    variant = Fna(num_landmarks=12)
+    first, later = inputs(), inputs(seed=3)
+    variant(first)
+    chosen = first.memo["cells"]
+    expected = causal_attention(later.q, later.k, later.v, chosen, later.scale)
+    assert torch.equal(variant(replace(later, memo=first.memo)), expected)
+    assert not torch.equal(choose_cells(later.q.mean(1), 12).cell_of, chosen.cell_of)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_output_has_the_dtype_of_v_and_is_finite(dtype):
+    output = FNA(padded(inputs(dtype=dtype), 20))
+    assert output.dtype == dtype
+    assert output.isfinite().all()
+
+
+def test_the_formula_counts_what_a_counter_counts():
+    given = inputs(batch=1)
+    cells = choose_cells(given.q.mean(1), 6)
+    counted = count_macs(lambda: causal_attention(given.q, given.k, given.v, cells, given.scale))
+    shape = replace(shape_of(given), is_causal=True)
+    selection = 2 * TOKENS * cells_per_block(TOKENS, 6) * 8
+    assert Fna(num_landmarks=6).macs(shape, 1) == counted + selection
