@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from fnabench.contract import Task
 from fnabench.data.base import Question
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 class Vqa(Task):
     """Every question is asked about its image with the suffix; samples are questions, clustered by image.
 
-    The headline is scored with `normalisation`; the other two are reported beside it, and each type of question.
+    The headline is scored with `normalisation`; the other two are reported beside it, and each type of question. Blind
+    is the baseline that shows what the questions alone give away: every image is replaced by the mean colour.
     """
 
     normalisation: str = "official"
     suffix: str = "Answer the question using a single word or phrase."
+    blind: bool = False
 
     def __post_init__(self) -> None:
         if self.normalisation not in NORMALISATIONS:
@@ -51,13 +54,14 @@ class Vqa(Task):
         answers: list[str] = []
         clusters: list[str] = []
         for batch in loader:
-            rows = [(row, question) for row, sample in enumerate(batch.samples) for question in sample.questions]
-            images = batch.images[[row for row, _ in rows]]
-            answers += backbone.generate(images, [self.prompt(question) for _, question in rows])
-            questions += [question for _, question in rows]
-            clusters += [batch.samples[row].id for row, _ in rows]
+            images = torch.zeros_like(batch.images) if self.blind else batch.images
+            said = backbone.generate(images, [[self.prompt(q) for q in sample.questions] for sample in batch.samples])
+            for sample, replies in zip(batch.samples, said, strict=True):
+                answers += replies
+                questions += sample.questions
+                clusters += [sample.id] * len(replies)
         kinds = np.array([question.kind for question in questions])
-        said = np.array(
+        compared = np.array(
             [normalised(a, q.answers, self.normalisation)[0] for a, q in zip(answers, questions, strict=True)]
         )
 
@@ -67,16 +71,16 @@ class Vqa(Task):
                 np.array([vqa_accuracy(answers[i], questions[i].answers, normalisation) for i in chosen]),
                 tuple(questions[i].id for i in chosen),
                 tuple(clusters[i] for i in chosen),
-                said[chosen],
+                compared[chosen],
             )
 
         metrics = {f"vqa_{name}": scored(name) for name in NORMALISATIONS}
         metrics |= {f"{self.metric}_{kind}": scored(self.normalisation, kind) for kind in sorted(set(kinds))}
         return Scores(metrics=metrics, headline=self.metric)
 
-    def forward(self, backbone: Backbone, batch: Batch) -> list[str]:
+    def forward(self, backbone: Backbone, batch: Batch) -> list[list[str]]:
         """Up to the first token of the answer: what comes after attends exactly, and its length varies."""
-        prompts = [self.prompt(sample.questions[0]) for sample in batch.samples]
+        prompts = [[self.prompt(sample.questions[0])] for sample in batch.samples]
         return backbone.generate(batch.images, prompts, max_new_tokens=1)
 
     def prompt(self, question: Question) -> str:

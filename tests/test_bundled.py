@@ -9,11 +9,20 @@ from transformers import LlamaConfig, LlamaModel, StaticCache
 
 from fnabench.attention.exact import Exact
 from fnabench.attention.fna import Fna
+from fnabench.data.scenes import Scenes
 from fnabench.errors import BadInputError, ImpossibleError
 from fnabench.models.bundled_clip import BundledClipBackbone
-from fnabench.models.bundled_decoder import CHAT_WORDS, LlavaConfig, build_llava, build_word_tokenizer
-from fnabench.models.bundled_llava import SCOPES, BundledLlava, BundledLlavaBackbone
-from fnabench.models.bundled_towers import SPECIAL_WORDS, Clip, ClipConfig, Tokenizer
+from fnabench.models.bundled_decoder import (
+    ANSWER,
+    CHAT_WORDS,
+    END,
+    IMAGE,
+    LlavaConfig,
+    build_llava,
+    build_word_tokenizer,
+)
+from fnabench.models.bundled_llava import MAX_NEW_TOKENS, SCOPES, BundledLlava, BundledLlavaBackbone
+from fnabench.models.bundled_towers import PAD, SPECIAL_WORDS, START, Clip, ClipConfig, Tokenizer
 from fnabench.models.bundled_weights import LoadedClip, LoadedLlava
 from fnabench.models.hf_layers import llama_layers
 
@@ -86,17 +95,43 @@ def test_exact_through_the_seam_is_the_untouched_llava():
     assert torch.equal(backbone.module.model.vision_tower(images()).last_hidden_state, native)
 
 
+PROMPTS = [["what colour", "what"], ["colour what colour red"], []]
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("scope", SCOPES)
 def test_answers_are_the_same_through_the_seam_and_do_not_depend_on_padding(scope):
     backbone = llava(scope)
-    prompts = ["what colour", "what", "colour what colour red"]
-    native = backbone.generate(images(), prompts)
+    native = backbone.generate(images(), PROMPTS)
     Exact().attach(backbone.layers)
-    assert backbone.generate(images(), prompts) == native
-    alone = [backbone.generate(images()[row : row + 1], [prompt])[0] for row, prompt in enumerate(prompts)]
-    assert alone == native
-    assert not any(word in answer for answer in native for word in CHAT_WORDS)
+    assert backbone.generate(images(), PROMPTS) == native
+    for row, asked in enumerate(PROMPTS):
+        alone = [backbone.generate(images()[row : row + 1], [[prompt]]) for prompt in asked]
+        assert alone == [[[answer]] for answer in native[row]]
+    assert not any(word in answer for answers in native for answer in answers for word in CHAT_WORDS)
+
+
+@torch.inference_mode()
+def test_answers_are_those_of_the_stock_generation():
+    """Reading an image once for all its questions changes nothing but the time."""
+    backbone = BundledLlava().load(CPU, torch.float32)
+    scenes = [Scenes(split="test", limit=3)[index] for index in range(3)]
+    pixels = torch.stack([backbone.transform(scene.image) for scene in scenes])
+    prompts = [[question.text for question in scene.questions] for scene in scenes]
+    ours = [answer for answers in backbone.generate(pixels, prompts) for answer in answers]
+    texts = [[*backbone.tokenizer.encode(prompt).ids, ANSWER] for asked in prompts for prompt in asked]
+    before = [START] + [IMAGE] * 256
+    ids = torch.tensor([[PAD] * (max(map(len, texts)) - len(text)) + before + text for text in texts])
+    rows = [row for row, asked in enumerate(prompts) for _ in asked]
+    stock = backbone.module.generate(
+        input_ids=ids, attention_mask=(ids != PAD).long(), pixel_values=pixels[rows], do_sample=False,
+        max_new_tokens=MAX_NEW_TOKENS, eos_token_id=END, pad_token_id=PAD,
+    )  # fmt: skip
+    made = stock[:, ids.shape[1] :].tolist()
+    assert ours == [backbone.tokenizer.decode(row, skip_special_tokens=True) for row in made]
+    assert len(set(ours)) > 3
+    shorter = backbone.generate(pixels, prompts, max_new_tokens=1)
+    assert [answer.split()[:1] for answer in ours] == [answer.split() for answers in shorter for answer in answers]
 
 
 @torch.inference_mode()
@@ -131,9 +166,8 @@ def test_half_of_the_layers_is_half_of_each_tower(scope):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("scope", ["decoder", "both"])
-def test_fna_in_the_decoder_reads_the_prompt_only_and_keeps_the_whole_cache(scope):
+def test_fna_in_the_decoder_reads_the_image_only_and_keeps_the_whole_cache(scope):
     backbone = llava(scope)
-    prompts = ["what colour", "what", "colour what colour red"]
     exact = backbone.encode_image(images())
     seen = watch(Fna(num_landmarks=16))
     seen.attach(backbone.layers)
@@ -141,24 +175,31 @@ def test_fna_in_the_decoder_reads_the_prompt_only_and_keeps_the_whole_cache(scop
     assert approximated.isfinite().all()
     assert not torch.allclose(approximated, exact)
     seen.seen.clear()
-    assert len(backbone.generate(images(), prompts)) == 3
-    assert [inputs.layer for inputs in seen.seen] == list(range(len(backbone.layers)))  # once each: no decoding step
-    lengths = {inputs.q.shape[2] for inputs in seen.seen if inputs.is_causal}
-    assert lengths == {256 + 2 + 4}  # start and [answer], the longest question
+    assert [len(answers) for answers in backbone.generate(images(), PROMPTS)] == [2, 1, 0]
+    assert [inputs.layer for inputs in seen.seen] == list(range(len(backbone.layers)))  # once each: no later step
+    assert {inputs.q.shape[2] for inputs in seen.seen} == {257}
+    assert backbone._read(images()).get_seq_length() == 257
 
 
 @torch.inference_mode()
-def test_answers_by_fna_in_the_decoder_do_not_depend_on_what_pads_them():
-    """The blocks start at the first column, so a shift moves tokens to other blocks; what must not count is content."""
-    backbone = llava("decoder")
-    Fna(num_landmarks=16).attach(backbone.layers)
-    inputs = backbone._inputs(images(), ["what", "what colour red blue", "what colour"])
-    changed = inputs["input_ids"].clone()
-    changed[(inputs["attention_mask"] == 0)] = 7
-    before = backbone.module(**inputs).logits
-    after = backbone.module(**(inputs | {"input_ids": changed})).logits
-    kept = inputs["attention_mask"].bool()
-    assert torch.equal(before[kept], after[kept])
+def test_fna_in_a_decoder_takes_nothing_from_padding():
+    model = LlamaModel(LlamaConfig(**SMALL_LLAMA)).eval()
+    Fna(num_landmarks=4).attach(llama_layers(model))
+    ids = torch.randint(5, 40, (3, 50), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :11] = 0
+    before = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    after = model(input_ids=ids.masked_fill(mask == 0, 7), attention_mask=mask).last_hidden_state
+    assert torch.equal(before[mask.bool()], after[mask.bool()])
+
+
+@torch.inference_mode()
+def test_a_mask_that_is_more_than_causal_is_refused():
+    model = LlamaModel(LlamaConfig(**SMALL_LLAMA)).eval()
+    Exact().attach(llama_layers(model))
+    everyone = torch.ones(1, 1, 9, 9, dtype=torch.bool)
+    with pytest.raises(ImpossibleError, match="more than causal with padding"):
+        model(input_ids=torch.ones(1, 9, dtype=torch.long), attention_mask=everyone)
 
 
 def test_a_decoder_of_another_kind_and_a_fixed_cache_are_refused():
@@ -184,6 +225,6 @@ def test_llava_runs_with_fna_in_its_vision_tower():
     approximated = backbone.module.model.vision_tower(images()).last_hidden_state
     assert approximated.isfinite().all()
     assert not torch.equal(approximated, native)
-    assert len(backbone.generate(images(), ["what"] * 3)) == 3
+    assert len(backbone.generate(images(), [["what"]] * 3)) == 3
     backbone.layers.detach()
     assert torch.equal(backbone.module.model.vision_tower(images()).last_hidden_state, native)

@@ -106,7 +106,7 @@ def test_the_backbone_gives_logits_embedding_and_patches(tmp_path: Path) -> None
         assert torch.equal(backbone.classify(images), backbone.module(images))
         assert backbone.encode_image(images).shape == (3, 192)
         assert torch.equal(backbone.encode_patches(images), backbone.module.forward_features(images)[:, 1:])
-    for cannot in (lambda: backbone.encode_text(["a cat"]), lambda: backbone.generate(images, ["what?"])):
+    for cannot in (lambda: backbone.encode_text(["a cat"]), lambda: backbone.generate(images, [["what?"]])):
         with pytest.raises(NotImplementedError, match="TimmBackbone has no"):
             cannot()
 

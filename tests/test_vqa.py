@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from fnabench.tasks.vqa import Vqa
+from lookup import Lookup, Numbered, loader, samples
 
+from fnabench.data.base import Question
 from fnabench.vqa_answers import normalised, vqa_accuracy
 
 
@@ -68,3 +71,51 @@ def test_the_three_disagree_where_they_are_known_to():
 def test_an_unknown_normalisation_is_an_error():
     with pytest.raises(ValueError, match="official, big_vision, evalai"):
         vqa_accuracy("x", ["x"], "mine")
+
+
+class Answering(Lookup):
+    """Says what it knows of an image, by its number; of number 0, and so of every image it is not shown, "red"."""
+
+    def __init__(self, *known):
+        super().__init__([])
+        self.known = known
+
+    def generate(self, images, prompts, max_new_tokens=None):
+        assert all(prompt.endswith("? Shortly.") for asked in prompts for prompt in asked)
+        numbers = images[:, 0, 0, 0].long().tolist()
+        return [[self.known[number]] * len(asked) for number, asked in zip(numbers, prompts, strict=True)]
+
+
+def asked(*kinds_and_answers):
+    return tuple(
+        Question(id=f"{kind} {number}", text="what?", kind=kind, answers=(answer,) * 10)
+        for number, (kind, answer) in enumerate(kinds_and_answers)
+    )
+
+
+QUESTIONS = [
+    asked(("colour", "red"), ("count", "2")),
+    asked(("colour", "blue")),
+    asked(("colour", "green"), ("count", "red")),
+]
+
+
+def evaluate(**settings):
+    source = Numbered(samples(questions=QUESTIONS))
+    return Vqa(suffix="Shortly.", **settings).evaluate(Answering("red", "Blue.", "two"), loader(source), {})
+
+
+def test_every_question_counts_once_and_every_type_for_itself():
+    scores = evaluate()
+    values = {name: each.value for name, each in scores.metrics.items()}
+    assert values == pytest.approx({
+        "vqa_official": 0.4, "vqa_big_vision": 0.2, "vqa_evalai": 0.4,
+        "vqa_official_colour": 2 / 3, "vqa_official_count": 0.0,
+    })  # fmt: skip
+    assert scores.main.clusters == ("image 0", "image 0", "image 1", "image 2", "image 2")
+    assert scores.main.predictions.ravel().tolist() == ["red", "red", "blue", "2", "2"]
+
+
+def test_blind_shows_no_image():
+    assert evaluate(blind=True).main.predictions.ravel().tolist() == ["red"] * 5
+    assert evaluate(blind=True).main.value == pytest.approx(0.4)

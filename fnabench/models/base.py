@@ -112,8 +112,11 @@ class Backbone:
     def generate(
         self,
         images: Float[Tensor, "B 3 height width"],
-        prompts: Sequence[str],
+        prompts: Sequence[Sequence[str]],
         max_new_tokens: int | None = None,
-    ) -> list[str]:
-        """A greedy answer to each prompt about its image; at its full length unless told."""
+    ) -> list[list[str]]:
+        """A greedy answer to each of the prompts [B][any number] about each image; at its full length unless told.
+
+        What stands before the question, the image above all, is read once for all prompts about it.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no decoder")

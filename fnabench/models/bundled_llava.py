@@ -15,7 +15,7 @@ from fnabench.models.base import Backbone, Blueprint, Model
 from fnabench.models.bundled_decoder import ANSWER, END, IMAGE
 from fnabench.models.bundled_towers import PAD, START
 from fnabench.models.bundled_weights import LoadedLlava, load_llava
-from fnabench.models.hf_layers import NUM_PREFIX, clip_vision_layers, llama_layers
+from fnabench.models.hf_layers import clip_vision_layers, llama_layers
 from fnabench.models.preprocessing import square_transforms
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class BundledLlava(Model):
     """A LLaVA in miniature of stock transformers classes."""
 
     scope: str = "vision"
-    """Where attention is replaced: in the "vision" tower, in the "decoder" while it reads the prompt, or in "both"."""
+    """Where attention is replaced: in the "vision" tower, in the "decoder" while it reads the image, or in "both"."""
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
@@ -55,10 +55,10 @@ class BundledLlava(Model):
     def blueprint(self) -> Blueprint:
         model = self._loaded.model
         edge = model.config.vision_config.image_size
-        num_tokens = {NUM_PREFIX: model.config.image_seq_length + NUM_PREFIX, 0: len(_prompt(model, []))}
+        num_tokens = model.config.image_seq_length + 1  # a class token in the tower, [start] in the decoder
         stack = _layers(model, self.scope)
         return Blueprint(
-            shapes=tuple(layer.shape(num_tokens[layer.num_prefix]) for layer in stack),
+            shapes=tuple(layer.shape(num_tokens) for layer in stack),
             image_size=(edge, edge),
             num_classes=0,
             depths=stack.depths,
@@ -85,36 +85,49 @@ class BundledLlavaBackbone(Backbone):
 
     def encode_image(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B E"]:
         """The decoder's last hidden state after the image and an empty question."""
-        output = self.module.model(**self._inputs(images, [""] * len(images)))
+        cache = self._read(images)
+        ids = torch.full((len(images), 1), ANSWER, device=images.device)
+        output = self.module.model(input_ids=ids, past_key_values=cache)
         return output.last_hidden_state[:, -1]  # type: ignore[no-any-return]
 
     def generate(
         self,
         images: Float[Tensor, "B 3 height width"],
-        prompts: Sequence[str],
+        prompts: Sequence[Sequence[str]],
         max_new_tokens: int | None = None,
-    ) -> list[str]:
-        inputs = self._inputs(images, prompts)
-        made = self.module.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens or MAX_NEW_TOKENS,
-            do_sample=False,
-            eos_token_id=END,
-            pad_token_id=PAD,
-        )
-        rows = made[:, inputs["input_ids"].shape[1] :].tolist()
-        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    ) -> list[list[str]]:
+        cache = self._read(images)
+        num_read = cache.get_seq_length()
+        rows = [row for row, asked in enumerate(prompts) for _ in asked]
+        cache.batch_select_indices(torch.tensor(rows, device=images.device))
+        texts = [[*self.tokenizer.encode(prompt).ids, ANSWER] for asked in prompts for prompt in asked]
+        longest = max(len(text) for text in texts)
+        ids = torch.tensor([[PAD] * (longest - len(text)) + text for text in texts], device=images.device)
+        mask = torch.cat([ids.new_ones(len(rows), num_read), (ids != PAD).long()], 1)
+        made = []
+        is_open = torch.ones(len(rows), dtype=torch.bool, device=images.device)
+        for _ in range(max_new_tokens or MAX_NEW_TOKENS):
+            output = self.module(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=mask.cumsum(1)[:, -ids.shape[1] :] - 1,
+                past_key_values=cache,
+                logits_to_keep=1,
+            )
+            ids = torch.where(is_open[:, None], output.logits[:, -1:].argmax(-1), PAD)
+            made.append(ids)
+            is_open &= ids[:, 0] != END
+            if not is_open.any():
+                break
+            mask = torch.cat([mask, torch.ones_like(ids)], 1)
+        said = iter(self.tokenizer.decode_batch(torch.cat(made, 1).tolist(), skip_special_tokens=True))
+        return [[next(said) for _ in asked] for asked in prompts]
 
-    def _inputs(self, images: Float[Tensor, "B 3 height width"], prompts: Sequence[str]) -> dict[str, Tensor]:
-        """What the model is given, padded on the left."""
-        rows = [_prompt(self.module, self.tokenizer.encode(prompt).ids) for prompt in prompts]
-        longest = max(len(row) for row in rows)
-        ids = torch.tensor([[PAD] * (longest - len(row)) + row for row in rows], device=images.device)
-        return {"input_ids": ids, "attention_mask": (ids != PAD).long(), "pixel_values": images}
-
-
-def _prompt(model: Any, question: Sequence[int]) -> list[int]:
-    return [START] + [IMAGE] * model.config.image_seq_length + [*question, ANSWER]
+    def _read(self, images: Float[Tensor, "B 3 height width"]) -> Any:
+        """The cache of every key and value of what stands before a question."""
+        before = [START] + [IMAGE] * self.module.config.image_seq_length
+        ids = torch.tensor(before, device=images.device).expand(len(images), -1)
+        return self.module.model(input_ids=ids, pixel_values=images, use_cache=True).past_key_values
 
 
 def _layers(model: Any, scope: str) -> LayerStack:

@@ -51,7 +51,7 @@ class ClipAttentionLayer(AttentionLayer):
 
 
 class LlamaAttentionLayer(AttentionLayer):
-    """transformers' LlamaAttention while it reads the prompt: causal, padding left out, every key and value cached.
+    """transformers' LlamaAttention while it reads a prompt: causal, padding left out, every key and value cached.
 
     A step that has a past, such as each further token of an answer, runs the untouched module on the full cache.
     """
