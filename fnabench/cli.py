@@ -38,6 +38,9 @@ def main() -> None:
     entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
     try:
         entry()
+    except BrokenPipeError:  # whoever reads our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         print("fnabench: interrupted; what was recorded is whole", file=sys.stderr)
         sys.exit(130)

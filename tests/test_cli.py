@@ -350,7 +350,7 @@ def test_the_bundled_default_runs_with_nothing_given(world):
 def test_help_is_quick_and_imports_no_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "fnabench is powered by Hydra" in done.stdout
+    assert "What replacing the attention" in done.stdout
     assert "attention: " in done.stdout
 
 
@@ -360,3 +360,10 @@ def test_python_m_fnabench_from_any_folder(world):
     done = subprocess.run(command, capture_output=True, text=True, cwd=world.folder, env=os.environ)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["attention"] == "fna"
+
+
+def test_a_reader_that_stops_early_sees_no_traceback(tmp_path):
+    command = f"{sys.executable} -m fnabench --help | head -1"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "What replacing the attention of a vision transformer costs and saves."
+    assert done.stderr == ""
