@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from fnabench.attention.base import Attention, AttentionInputs, AttentionShape
 from fnabench.attention.inverse import INVERSES, effective_values, macs_of_inverse
-from fnabench.attention.landmarks import Landmarks, farthest_points
+from fnabench.attention.landmarks import FEATURES, Landmarks, farthest_points, features_of, num_features
 from fnabench.errors import BadInputError, ImpossibleError, one_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Fna(Attention):
 
     num_landmarks: int = 64
     features: str = "q"
-    """What the selection measures distances in: "q", the head mean, or the block's "input" before its LayerNorm."""
+    """What the selection measures distances in: one of FEATURES; the paper's are "input" and "q"."""
     resample: str = "forward"
     """New landmarks once a "forward" (the first replaced layer's serve all later ones) or at each "layer"."""
     inverse: str = "newton_schulz"
@@ -46,8 +46,8 @@ class Fna(Attention):
     def __post_init__(self) -> None:
         if self.num_landmarks < 1:
             raise BadInputError(f"num_landmarks={self.num_landmarks} must be at least 1")
-        if self.features not in ("input", "q"):
-            raise one_of("features", self.features, ("input", "q"))
+        if self.features not in FEATURES:
+            raise one_of("features", self.features, FEATURES)
         if self.resample not in ("forward", "layer"):
             raise one_of("resample", self.resample, ("forward", "layer"))
         if self.inverse not in INVERSES:
@@ -64,7 +64,7 @@ class Fna(Attention):
         allowed = inputs.key_mask()
         landmarks = inputs.memo.get("landmarks")
         if landmarks is None or self.resample == "layer":
-            features = inputs.x if self.features == "input" else inputs.q.mean(1, dtype=torch.float32)
+            features = features_of(inputs, self.features)
             landmarks = farthest_points(features, self.num_landmarks, inputs.num_prefix, allowed)
             inputs.memo["landmarks"] = landmarks
         elif allowed is not None:  # this layer's mask need not be the one that the landmarks were chosen under
@@ -84,9 +84,8 @@ class Fna(Attention):
     def macs(self, shape: AttentionShape, num_layers: int) -> int:
         n, m, d = shape.num_tokens, self.num_landmarks, shape.head_dim
         head = 4 * n * m * d + m * m * d + macs_of_inverse(self.inverse, m, d, self.num_iterations)
-        num_features = shape.num_channels if self.features == "input" else d
         num_selections = 1 if self.resample == "forward" else num_layers
-        return num_layers * shape.num_heads * head + num_selections * n * m * num_features
+        return num_layers * shape.num_heads * head + num_selections * n * m * num_features(shape, self.features)
 
 
 def nystrom_attention(
