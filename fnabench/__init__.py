@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fnabench.attention.exact import Exact
     from fnabench.attention.fna import Fna
+    from fnabench.attention.fna_refined import FnaRefined
     from fnabench.surgery import attach, detach
 
-__all__ = ["Exact", "Fna", "attach", "detach"]
+__all__ = ["Exact", "Fna", "FnaRefined", "attach", "detach"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "Exact": "fnabench.attention.exact",
     "Fna": "fnabench.attention.fna",
+    "FnaRefined": "fnabench.attention.fna_refined",
     "attach": "fnabench.surgery",
     "detach": "fnabench.surgery",
 }

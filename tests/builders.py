@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,20 @@ def shape_of(inputs: AttentionInputs) -> AttentionShape:
         num_tokens=tokens, num_heads=heads, head_dim=head_dim, num_channels=inputs.x.shape[-1],
         num_prefix=inputs.num_prefix,
     )  # fmt: skip
+
+
+def key_mask(*allowed: list[int], tokens: int = 17) -> Tensor:
+    """A boolean key mask [B, 1, 1, N]: one list of allowed tokens for each image."""
+    mask = torch.zeros(len(allowed), 1, 1, tokens, dtype=torch.bool)
+    for image, positions in enumerate(allowed):
+        mask[image, 0, 0, positions] = True
+    return mask
+
+
+def on_meta(inputs: AttentionInputs) -> AttentionInputs:
+    """Without data, where the selection takes the products that counters see."""
+    q, k, v, x = (each[:1].to("meta") for each in (inputs.q, inputs.k, inputs.v, inputs.x))
+    return replace(inputs, q=q, k=k, v=v, x=x, memo={})
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, allowed: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from builders import attention_inputs, shape_of, softmax_attention
+from builders import attention_inputs, key_mask, on_meta, shape_of, softmax_attention
 from torch import Tensor
 
 from fnabench.attention.base import AttentionInputs, AttentionShape
@@ -58,13 +58,6 @@ def naive_fna(
 def row_softmax(logits: np.ndarray) -> np.ndarray:
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)
-
-
-def key_mask(*allowed: list[int], tokens: int = 17) -> Tensor:
-    mask = torch.zeros(len(allowed), 1, 1, tokens, dtype=torch.bool)
-    for image, positions in enumerate(allowed):
-        mask[image, 0, 0, positions] = True
-    return mask
 
 
 # The invariants of the method
@@ -284,7 +277,7 @@ def test_resampling_each_layer_chooses_anew() -> None:
     ("options", "message"),
     [
         ({"num_landmarks": 0}, "num_landmarks=0"),
-        ({"features": "k"}, "features=k is not known; allowed: input, q"),
+        ({"features": "v"}, "features=v is not known; allowed: input, q, k, qk_concat"),
         ({"resample": "never"}, "resample=never"),
         ({"inverse": "lu"}, "inverse=lu"),
     ],
@@ -302,12 +295,6 @@ def test_the_landmarks_must_outnumber_the_prefix_and_not_the_tokens(num_landmark
     else:
         with pytest.raises(ImpossibleError, match=r"choose 6\.\.17"):
             Fna(num_landmarks=num_landmarks).check(shape)
-
-
-def on_meta(inputs: AttentionInputs) -> AttentionInputs:
-    """Without data, where the selection takes the products that counters see."""
-    q, k, v, x = (each[:1].to("meta") for each in (inputs.q, inputs.k, inputs.v, inputs.x))
-    return replace(inputs, q=q, k=k, v=v, x=x, memo={})
 
 
 @pytest.mark.parametrize("features", ["input", "q"])

@@ -6,27 +6,18 @@ The cells are the mass-corrected landmark softmax without that system.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.functional import one_hot, pad, scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
-from fnabench.attention.landmarks import farthest_points
+from fnabench.attention.base import AttentionInputs, AttentionShape
+from fnabench.attention.cells import Cells, gather_cells, nearest_landmark
+from fnabench.attention.landmarks import farthest_points, features_of, num_features
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Bool, Float
     from torch import Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class CausalCells:
-    """Which cell of its own block each token belongs to, blocks counted from the first token."""
-
-    block_size: int
-    cells_per_block: int
-    cell_of: Int[Tensor, "B blocks block"]
-    """Index of the nearest landmark of the block; cells_per_block for padding."""
 
 
 def block_size(num_landmarks: int) -> int:
@@ -40,30 +31,38 @@ def cells_per_block(num_tokens: int, num_landmarks: int) -> int:
     return max(1, num_landmarks // num_past)
 
 
+def attend_causally(
+    inputs: AttentionInputs, num_landmarks: int, features: str, resample: str
+) -> Float[Tensor, "B H N D"]:
+    """`causal_attention` with the cells of this forward: chosen now, or by an earlier layer."""
+    allowed = inputs.key_mask()
+    cells = inputs.memo.get("causal cells")
+    if cells is None or resample == "layer":
+        cells = choose_cells(features_of(inputs, features), num_landmarks, allowed)
+        inputs.memo["causal cells"] = cells
+    return causal_attention(inputs.q, inputs.k, inputs.v, cells, num_landmarks, inputs.scale, allowed)
+
+
 def choose_cells(
     features: Float[Tensor, "B N F"], num_landmarks: int, allowed: Bool[Tensor, "B N"] | None = None
-) -> CausalCells:
-    """Farthest points of each block in the given features, and every token's nearest of its own block's."""
+) -> Cells:
+    """The cells of every block, blocks counted through the batch: tokens around farthest points of their own block."""
     B, N, F = features.shape
-    size, count = block_size(num_landmarks), cells_per_block(N, num_landmarks)
+    size = block_size(num_landmarks)
     missing = -N % size
     present = torch.ones(B, N, dtype=torch.bool, device=features.device) if allowed is None else allowed
     present = pad(present, (0, missing)).reshape(-1, size)  # [B * blocks, block]
-    points = pad(features.detach().float(), (0, 0, 0, missing)).reshape(-1, size, F)
-    landmarks = farthest_points(points, count, 0, present)
-    chosen = points.gather(1, landmarks.index[..., None].expand(-1, -1, F))
-    distances = torch.cdist(points, chosen)
-    assert landmarks.valid is not None
-    nearest = distances.masked_fill(~landmarks.valid[:, None], torch.inf).argmin(-1)
-    nearest = nearest.masked_fill(~present, count)
-    return CausalCells(block_size=size, cells_per_block=count, cell_of=nearest.reshape(B, -1, size))
+    points = pad(features, (0, 0, 0, missing)).reshape(-1, size, F)
+    landmarks = farthest_points(points, cells_per_block(N, num_landmarks), 0, present)
+    return gather_cells(nearest_landmark(points, landmarks, 0, present), landmarks.index.shape[1], present)
 
 
 def causal_attention(
     q: Float[Tensor, "B H N D"],
     k: Float[Tensor, "B H N D"],
     v: Float[Tensor, "B H N D"],
-    cells: CausalCells,
+    cells: Cells,
+    num_landmarks: int,
     scale: float,
     allowed: Bool[Tensor, "B N"] | None = None,
 ) -> Float[Tensor, "B H N D"]:
@@ -74,45 +73,44 @@ def causal_attention(
     only itself.
     """
     B, H, N, D = q.shape
-    size, num_blocks = cells.block_size, cells.cell_of.shape[1]
+    size = block_size(num_landmarks)
+    missing = -N % size
+    num_blocks = (N + missing) // size
     queries, keys, values = (
-        pad(each, (0, 0, 0, num_blocks * size - N)).reshape(B, H, num_blocks, size, D) for each in (q, k, v)
-    )
-    member = one_hot(cells.cell_of, cells.cells_per_block + 1)[..., :-1].to(torch.float32)  # [B, blocks, block, cells]
-    sizes = member.sum(2)  # [B, blocks, cells]
-    average = (member / sizes.clamp_min(1)[:, :, None]).mT[:, None]  # [B, 1, blocks, cells, block]
-    mean_keys, mean_values = ((average @ each.float()).to(v.dtype).flatten(2, 3) for each in (keys, values))
+        pad(each, (0, 0, 0, missing)).reshape(B, H, num_blocks, size, D).transpose(1, 2) for each in (q, k, v)
+    )  # [B, blocks, H, block, D]
 
     index = torch.arange(num_blocks, device=q.device)
-    past = (index[:, None] > index).repeat_interleave(cells.cells_per_block, 1)  # [blocks, blocks * cells]
-    counts = sizes.flatten(1).log()[:, None].masked_fill(~past, -torch.inf)  # [B, blocks, blocks * cells]
-    own = torch.ones(size, size, dtype=torch.bool, device=q.device).tril().expand(B, num_blocks, -1, -1)
-    if allowed is not None:
-        present = pad(allowed, (0, num_blocks * size - N)).reshape(B, num_blocks, 1, size)
-        own = (own & present) | torch.eye(size, dtype=torch.bool, device=q.device)
-    bias = torch.cat([
-        counts[:, :, None].expand(-1, -1, size, -1),
-        torch.zeros(own.shape, device=q.device).masked_fill(~own, -torch.inf),
-    ], -1)  # fmt: skip
+    is_past = (index[:, None] > index).repeat_interleave(cells.size.shape[1], 1)  # [blocks, all cells]
+    past = cells.size.reshape(B, 1, 1, -1).log().masked_fill(~is_past[:, None], -torch.inf)
+    own = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
     if allowed is not None:  # a padding token sees only itself
-        bias[..., : counts.shape[-1]].masked_fill_(~present.mT, -torch.inf)
+        present = pad(allowed, (0, missing)).reshape(B, num_blocks, size)
+        past = past.masked_fill(~present[..., None], -torch.inf)
+        own = (own & present[:, :, None]) | torch.eye(size, dtype=torch.bool, device=q.device)
+    own = torch.zeros(own.shape, device=q.device).masked_fill(~own, -torch.inf)
+    bias = torch.cat([past.expand(-1, -1, size, -1), own.expand(B, num_blocks, -1, -1)], -1)
 
-    def seen(means: Float[Tensor, "B H M D"], tokens: Float[Tensor, "B H blocks block D"]) -> Tensor:
-        return torch.cat([means[:, :, None].expand(-1, -1, num_blocks, -1, -1), tokens], 3).flatten(1, 2)
+    def seen(tokens: Float[Tensor, "B blocks H block D"]) -> Float[Tensor, "B*blocks H seen D"]:
+        means = cells.mean(tokens.flatten(0, 1)).to(v.dtype)  # [B * blocks, H, cells, D]
+        means = means.reshape(B, num_blocks, *means.shape[1:]).transpose(1, 2).flatten(2, 3)  # [B, H, all cells, D]
+        return torch.cat([means[:, None].expand(-1, num_blocks, -1, -1, -1), tokens], 3).flatten(0, 1)
 
     output = scaled_dot_product_attention(
-        queries.flatten(1, 2),
-        seen(mean_keys, keys),
-        seen(mean_values, values),
-        attn_mask=bias.to(q.dtype)[:, None].expand(-1, H, -1, -1, -1).flatten(1, 2),
+        queries.flatten(0, 1),
+        seen(keys),
+        seen(values),
+        attn_mask=bias.to(q.dtype).flatten(0, 1)[:, None],
         scale=scale,
     )
-    return output.reshape(B, H, num_blocks * size, D)[:, :, :N]
+    together: Tensor = output.reshape(queries.shape).transpose(1, 2).flatten(2, 3)
+    return together[:, :, :N]
 
 
-def macs_of_causal(num_tokens: int, num_landmarks: int, num_heads: int, head_dim: int) -> int:
-    """Multiply-accumulates of `causal_attention` for one image: the cell means, then both products."""
-    size, cells = block_size(num_landmarks), cells_per_block(num_tokens, num_landmarks)
-    num_blocks = -(-num_tokens // size)
-    padded = num_blocks * size
-    return num_heads * head_dim * 2 * padded * (cells + num_blocks * cells + size)
+def macs_of_causal(shape: AttentionShape, num_landmarks: int, features: str, resample: str, num_layers: int) -> int:
+    """Multiply-accumulates of `attend_causally` in these layers for one image, the selection included."""
+    size, cells = block_size(num_landmarks), cells_per_block(shape.num_tokens, num_landmarks)
+    num_blocks = -(-shape.num_tokens // size)
+    products = 2 * num_blocks * size * (num_blocks * cells + size) * shape.num_heads * shape.head_dim
+    selection = 2 * num_blocks * size * cells * num_features(shape, features)  # farthest points, nearest of them
+    return num_layers * products + (1 if resample == "forward" else num_layers) * selection

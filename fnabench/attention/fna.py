@@ -14,9 +14,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from fnabench.attention.base import Attention, AttentionInputs, AttentionShape
-from fnabench.attention.causal import causal_attention, cells_per_block, choose_cells, macs_of_causal
+from fnabench.attention.causal import attend_causally, macs_of_causal
 from fnabench.attention.inverse import INVERSES, effective_values, macs_of_inverse
-from fnabench.attention.landmarks import Landmarks, farthest_points
+from fnabench.attention.landmarks import FEATURES, Landmarks, farthest_points, features_of, num_features
 from fnabench.errors import BadInputError, ImpossibleError, one_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Fna(Attention):
 
     num_landmarks: int = 64
     features: str = "q"
-    """What the selection measures distances in: "q", the head mean, or the block's "input" before its LayerNorm."""
+    """What the selection measures distances in: one of FEATURES; the paper's are "input" and "q"."""
     resample: str = "forward"
     """New landmarks once a "forward" (the first replaced layer's serve all later ones) or at each "layer"."""
     inverse: str = "newton_schulz"
@@ -48,8 +48,8 @@ class Fna(Attention):
     def __post_init__(self) -> None:
         if self.num_landmarks < 1:
             raise BadInputError(f"num_landmarks={self.num_landmarks} must be at least 1")
-        if self.features not in ("input", "q"):
-            raise one_of("features", self.features, ("input", "q"))
+        if self.features not in FEATURES:
+            raise one_of("features", self.features, FEATURES)
         if self.resample not in ("forward", "layer"):
             raise one_of("resample", self.resample, ("forward", "layer"))
         if self.inverse not in INVERSES:
@@ -63,16 +63,13 @@ class Fna(Attention):
             )
 
     def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]:
-        allowed = inputs.key_mask()
         if inputs.is_causal:
-            cells = inputs.memo.get("cells")
-            if cells is None or self.resample == "layer":
-                cells = choose_cells(self._features(inputs), self.num_landmarks, allowed)
-                inputs.memo["cells"] = cells
-            return causal_attention(inputs.q, inputs.k, inputs.v, cells, inputs.scale, allowed)
+            return attend_causally(inputs, self.num_landmarks, self.features, self.resample)
+        allowed = inputs.key_mask()
         landmarks = inputs.memo.get("landmarks")
         if landmarks is None or self.resample == "layer":
-            landmarks = farthest_points(self._features(inputs), self.num_landmarks, inputs.num_prefix, allowed)
+            features = features_of(inputs, self.features)
+            landmarks = farthest_points(features, self.num_landmarks, inputs.num_prefix, allowed)
             inputs.memo["landmarks"] = landmarks
         elif allowed is not None:  # this layer's mask need not be the one that the landmarks were chosen under
             landmarks = replace(landmarks, valid=allowed.gather(1, landmarks.index))
@@ -88,19 +85,13 @@ class Fna(Attention):
             allowed,
         )
 
-    def _features(self, inputs: AttentionInputs) -> Float[Tensor, "B N F"]:
-        """What the selection measures distances in."""
-        return inputs.x if self.features == "input" else inputs.q.mean(1, dtype=torch.float32)
-
     def macs(self, shape: AttentionShape, num_layers: int) -> int:
         n, m, d = shape.num_tokens, self.num_landmarks, shape.head_dim
-        num_features = shape.num_channels if self.features == "input" else d
-        num_selections = 1 if self.resample == "forward" else num_layers
         if shape.is_causal:
-            selection = 2 * n * cells_per_block(n, m) * num_features  # the farthest points, and each token's nearest
-            return num_layers * macs_of_causal(n, m, shape.num_heads, d) + num_selections * selection
+            return macs_of_causal(shape, m, self.features, self.resample, num_layers)
         head = 4 * n * m * d + m * m * d + macs_of_inverse(self.inverse, m, d, self.num_iterations)
-        return num_layers * shape.num_heads * head + num_selections * n * m * num_features
+        num_selections = 1 if self.resample == "forward" else num_layers
+        return num_layers * shape.num_heads * head + num_selections * n * m * num_features(shape, self.features)
 
 
 def nystrom_attention(

@@ -1,4 +1,4 @@
-"""Solving the landmark system: effective values V' with A V' = U, where A is a row-softmax matrix."""
+"""Solving the landmark system: effective values V' with A V' = U, where the rows of A sum to one."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ INVERSES = ("newton_schulz", "ridge", "pinv")
 
 
 def effective_values(
-    a: Float[Tensor, "*batch M M"],
-    u: Float[Tensor, "*batch M D"],
+    a: Float[Tensor, "*batch L M"],
+    u: Float[Tensor, "*batch L D"],
     inverse: str,
     num_iterations: int = 6,
     ridge: float = 1e-3,
@@ -25,7 +25,7 @@ def effective_values(
     """V' in fp32, contiguous, by one of INVERSES; nothing depends on the other matrices of the batch.
 
     newton_schulz: the third-order iteration of Nystromformer, Z <- Z (13 I - AZ (15 I - AZ (7 I - AZ))) / 4 from
-        Z = A^T / (largest column sum). Six iterations do not converge on purpose: they regularise.
+        Z = A^T / (largest column sum), for L = M. Six iterations do not converge on purpose: they regularise.
         4 M^3 MACs an iteration.
     ridge: (A^T A + r I)^-1 A^T U by Cholesky; r > 0 bounds what an ill-conditioned A can do.
     pinv: the exact pseudo-inverse by SVD; explodes where one sink takes most of the attention.
@@ -55,13 +55,15 @@ def newton_schulz(a: Float[Tensor, "*batch M M"], num_iterations: int) -> Float[
     return z
 
 
-def macs_of_inverse(inverse: str, num_landmarks: int, head_dim: int, num_iterations: int) -> int:
-    """Multiply-accumulates of `effective_values` for one head."""
-    m, d = num_landmarks, head_dim
+def macs_of_inverse(
+    inverse: str, num_landmarks: int, head_dim: int, num_iterations: int, num_rows: int | None = None
+) -> int:
+    """Multiply-accumulates of `effective_values` for one head; `num_rows` is L where that is not M."""
+    m, d, rows = num_landmarks, head_dim, num_rows or num_landmarks
     if inverse == "newton_schulz":
         return 4 * num_iterations * m**3 + m * m * d
     if inverse == "ridge":  # Gram matrix, Cholesky, right-hand side, two triangular solves
-        return m**3 + m**3 // 6 + 2 * m * m * d
+        return rows * m * m + m**3 // 6 + rows * m * d + m * m * d
     if inverse == "pinv":  # the SVD is counted as 10 products, LAPACK's usual figure
-        return 10 * m**3 + m * m * d
+        return 10 * rows * m * m + rows * m * d
     raise one_of("inverse", inverse, INVERSES)

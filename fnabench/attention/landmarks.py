@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fnabench.errors import one_of
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
+
+    from fnabench.attention.base import AttentionInputs, AttentionShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +24,52 @@ class Landmarks:
     valid: Bool[Tensor, "B M"] | None = None
     """False where an image had fewer allowed tokens than M; None when every entry counts."""
 
+    def first(self, num_landmarks: int) -> Landmarks:
+        """The landmarks that were chosen first; those of farthest_points are what a smaller selection gives."""
+        valid = None if self.valid is None else self.valid[:, :num_landmarks]
+        return Landmarks(index=self.index[:, :num_landmarks], valid=valid)
+
     def gather(self, tokens: Float[Tensor, "B H N D"]) -> Float[Tensor, "B H M D"]:
         """The landmark rows of per-head tokens."""
         B, H, _, D = tokens.shape
         return tokens.gather(2, self.index[:, None, :, None].expand(B, H, -1, D))
+
+    def scatter(self, tokens: Float[Tensor, "B H N D"], rows: Float[Tensor, "B H M D"]) -> Float[Tensor, "B H N D"]:
+        """The tokens with these rows at the landmarks; in place where no gradient is asked for."""
+        index = self.index[:, None, :, None].expand(rows.shape)
+        return tokens.scatter(2, index, rows) if tokens.requires_grad else tokens.scatter_(2, index, rows)
+
+
+FEATURES = ("input", "q", "k", "qk_concat")
+"""What a selection can measure distances in."""
+
+
+def features_of(inputs: AttentionInputs, features: str) -> Float[Tensor, "B N F"]:
+    """One vector a token, fp32: the block's input before its LayerNorm, the head mean of q or of k, or all heads' q
+    and k side by side."""
+    if features == "input":
+        return inputs.x.float()
+    if features in ("q", "k"):
+        tokens = inputs.q if features == "q" else inputs.k
+        return tokens.mean(1, dtype=torch.float32)
+    if features == "qk_concat":
+        return torch.cat([tokens.transpose(1, 2).flatten(2).float() for tokens in (inputs.q, inputs.k)], -1)
+    raise one_of("features", features, FEATURES)
+
+
+def num_features(shape: AttentionShape, features: str) -> int:
+    """Width of `features_of`."""
+    width = {"input": shape.num_channels, "qk_concat": 2 * shape.num_heads * shape.head_dim}
+    return width.get(features, shape.head_dim)
+
+
+def centred(features: Float[Tensor, "B N F"], allowed: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B N F"]:
+    """Less their mean over the allowed tokens, fp32 and without gradient: squared distances cancel less that way."""
+    x = features.detach().float()
+    if allowed is None:
+        return x - x.mean(1, keepdim=True)
+    weights = allowed.float() / allowed.sum(1, keepdim=True)
+    return x - weights[:, None] @ x
 
 
 def farthest_points(
@@ -39,8 +85,7 @@ def farthest_points(
     allowed ones run out, the rest of the row is marked invalid, and so is a prefix token that is not allowed.
     O(N M F) an image, no device sync.
     """
-    x = features.detach().float()  # which tokens are chosen has no gradient
-    x = x - _mean(x, allowed)  # less cancellation when one token is huge
+    x = centred(features, allowed)
     norms = x.square().sum(-1)
     # Squared distance to the landmarks chosen so far; below zero: forbidden (-1) or chosen already (-inf).
     distance = torch.full_like(norms, torch.inf) if num_prefix else norms.clone()
@@ -54,13 +99,6 @@ def farthest_points(
     if allowed is None:
         return Landmarks(index=index)
     return Landmarks(index=index, valid=allowed.gather(1, index))
-
-
-def _mean(x: Float[Tensor, "B N F"], allowed: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B 1 F"]:
-    if allowed is None:
-        return x.mean(1, keepdim=True)
-    weights = allowed.float() / allowed.sum(1, keepdim=True)
-    return weights[:, None] @ x
 
 
 def _choose_in_batch(

@@ -1,0 +1,192 @@
+"""Refined Fast Nystrom Attention: the landmark form with a mass for each landmark, a stable solve and exact landmarks.
+
+It departs from the published form (arXiv 2507.16018) in four ways, each of which can be switched off: cells instead of
+single tokens as keys, a ridge regression towards the cell means instead of six Newton-Schulz iterations, the exact
+outputs of the landmark tokens written where they belong, and more query landmarks than key cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from fnabench.attention.base import Attention, AttentionInputs, AttentionShape
+from fnabench.attention.causal import attend_causally, macs_of_causal
+from fnabench.attention.cells import Cells, gather_cells, nearest_landmark
+from fnabench.attention.inverse import INVERSES, effective_values, macs_of_inverse
+from fnabench.attention.landmarks import FEATURES, Landmarks, farthest_points, features_of, num_features
+from fnabench.errors import BadInputError, ImpossibleError, one_of
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+KeysOf = Cells | Landmarks
+"""What the M keys stand for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FnaRefined(Attention):
+    """Every token belongs to the cell of its nearest landmark; n_j is the size of cell j, Kbar and Vbar the cell
+    means of k and v. With L the landmark tokens, per head
+
+        F' = softmax(s Q Kbar^T + log n)      A' = F'_L      U = softmax(s Q_L K^T) V, the exact outputs of L
+        V' = Vbar + (A'^T A' + r I)^-1 A'^T (U - A' Vbar)    O = F' V', and then O_L = U
+
+    log n gives a cell the attention mass of all its tokens; the ridge bounds what an ill-conditioned A' can do.
+
+    Cost a head: 4 N M D MACs for the two fused products, M^3 for the solve; once a forward 2 N M F for selection and
+    cells, and N C additions a layer for the means. Memory is that of fused attention. Limits: the attention inside a
+    cell is taken as flat, so a token that takes much of the mass must be a landmark; below about 4 M + 200 tokens
+    exact attention is faster; the first two or three blocks of a vision transformer attend too locally for it. Under a
+    causal mask, where the solve would show a token the future, it is `causal_attention` instead.
+    """
+
+    num_landmarks: int = 64
+    """M, the number of cells, prefix tokens included."""
+    features: str = "input"
+    """What selection and cells measure distances in: one of FEATURES."""
+    resample: str = "forward"
+    """New landmarks once a "forward" (the first replaced layer's serve all later ones) or at each "layer"."""
+    scatter: bool = True
+    """Write the exact outputs of the landmark tokens over their approximation."""
+    inverse: str = "ridge"
+    num_iterations: int = 6
+    """Of inverse="newton_schulz"."""
+    ridge: float = 1e-3
+    """r, of inverse="ridge"; flat between 1e-4 and 1e-2."""
+    cells: bool = True
+    """Keys are cell means with their mass, and the cell means of v are the prior of V'; else single tokens, prior 0."""
+    over: int = 1
+    """Query landmarks a cell: the first of over * M farthest points own the cells, all have exact outputs."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_landmarks", "over"):
+            if getattr(self, name) < 1:
+                raise BadInputError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.features not in FEATURES:
+            raise one_of("features", self.features, FEATURES)
+        if self.resample not in ("forward", "layer"):
+            raise one_of("resample", self.resample, ("forward", "layer"))
+        if self.inverse not in INVERSES:
+            raise one_of("inverse", self.inverse, INVERSES)
+        if self.inverse == "newton_schulz" and self.over > 1:
+            raise BadInputError(f"inverse=newton_schulz needs a square system, not over={self.over}; use inverse=ridge")
+
+    def check(self, shape: AttentionShape) -> None:
+        most = shape.num_tokens // self.over
+        if not shape.num_prefix < self.num_landmarks <= most:
+            raise ImpossibleError(
+                f"attention.num_landmarks={self.num_landmarks} with over={self.over} does not fit {shape.num_tokens} "
+                f"tokens of which {shape.num_prefix} are prefix tokens; choose {shape.num_prefix + 1}..{most}"
+            )
+
+    def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]:
+        if inputs.is_causal:
+            return attend_causally(inputs, self.num_landmarks, self.features, self.resample)
+        allowed = inputs.key_mask()
+        landmarks, keys_of = self._choose(inputs, allowed)
+        return refined_attention(
+            inputs.q,
+            inputs.k,
+            inputs.v,
+            landmarks,
+            keys_of,
+            inputs.scale,
+            scatter=self.scatter,
+            inverse=self.inverse,
+            num_iterations=self.num_iterations,
+            ridge=self.ridge,
+            allowed=allowed,
+        )
+
+    def _choose(self, inputs: AttentionInputs, allowed: Bool[Tensor, "B N"] | None) -> tuple[Landmarks, KeysOf]:
+        """The query landmarks, and what the keys stand for; chosen now, or by an earlier layer of this forward."""
+        memo, is_new = inputs.memo, "landmarks" not in inputs.memo or self.resample == "layer"
+        if is_new:
+            features = features_of(inputs, self.features)
+            num_queries = self.over * self.num_landmarks
+            memo["landmarks"] = farthest_points(features, num_queries, inputs.num_prefix, allowed)
+            if self.cells:
+                own = memo["landmarks"].first(self.num_landmarks)
+                memo["nearest"] = nearest_landmark(features, own, inputs.num_prefix, allowed)
+                memo["cells"] = gather_cells(memo["nearest"], self.num_landmarks, allowed)
+        landmarks: Landmarks = memo["landmarks"]
+        if (
+            allowed is not None and not is_new
+        ):  # the mask of this layer need not be the one that the landmarks were chosen under
+            landmarks = replace(landmarks, valid=allowed.gather(1, landmarks.index))
+        if not self.cells:
+            return landmarks, landmarks.first(self.num_landmarks)
+        if allowed is not None and not is_new:
+            return landmarks, gather_cells(memo["nearest"], self.num_landmarks, allowed)
+        return landmarks, memo["cells"]
+
+    def macs(self, shape: AttentionShape, num_layers: int) -> int:
+        n, m, d, rows = shape.num_tokens, self.num_landmarks, shape.head_dim, self.over * self.num_landmarks
+        if shape.is_causal:
+            return macs_of_causal(shape, m, self.features, self.resample, num_layers)
+        products = 2 * n * (rows + m) * d + rows * m * d * (2 if self.cells else 1)
+        head = products + macs_of_inverse(self.inverse, m, d, self.num_iterations, rows)
+        selection = n * (rows + (m if self.cells else 0)) * num_features(shape, self.features)
+        num_selections = 1 if self.resample == "forward" else num_layers
+        return num_layers * shape.num_heads * head + num_selections * selection
+
+
+def refined_attention(
+    q: Float[Tensor, "B H N D"],
+    k: Float[Tensor, "B H N D"],
+    v: Float[Tensor, "B H N D"],
+    landmarks: Landmarks,
+    keys_of: KeysOf,
+    scale: float,
+    *,
+    scatter: bool = True,
+    inverse: str = "ridge",
+    num_iterations: int = 6,
+    ridge: float = 1e-3,
+    allowed: Bool[Tensor, "B N"] | None = None,
+) -> Float[Tensor, "B H N D"]:
+    """The formula of FnaRefined for query landmarks, and for keys that stand for cells or for single landmarks.
+
+    Tokens that are not `allowed` are keys of nothing. Softmax and solve of the landmark system are fp32.
+    """
+    q_l = landmarks.gather(q)  # [B, H, L, D]
+    u = scaled_dot_product_attention(q_l, k, v, attn_mask=_per_key(allowed), scale=scale)
+    bias: Tensor | None
+    if isinstance(keys_of, Cells):
+        keys, prior = keys_of.mean(k).to(k.dtype), keys_of.mean(v)  # [B, H, M, D]
+        bias = _per_key(keys_of.size.log().to(q.dtype))  # an empty cell has no mass
+    else:
+        keys, prior = keys_of.gather(k), None
+        bias = _per_key(keys_of.valid)
+    a = _softmax(scale * q_l.float() @ keys.float().mT, bias)  # [B, H, L, M]
+    if landmarks.valid is not None:
+        a = a * landmarks.valid[:, None, :, None]  # the output of a masked token is no equation
+    unexplained = u.float() if prior is None else u.float() - a @ prior
+    values = effective_values(a, unexplained, inverse, num_iterations, ridge)
+    values = _round(values if prior is None else prior + values, v.dtype)
+    output = scaled_dot_product_attention(q, keys, values, attn_mask=bias, scale=scale)
+    return landmarks.scatter(output, u) if scatter else output
+
+
+def _per_key(each: Tensor | None) -> Tensor | None:
+    return None if each is None else each[:, None, None, :]
+
+
+def _softmax(logits: Float[Tensor, "B H L M"], bias: Tensor | None) -> Float[Tensor, "B H L M"]:
+    """With a bias as scaled_dot_product_attention takes it: booleans, or numbers that are added."""
+    if bias is None:
+        return logits.softmax(-1)
+    if bias.dtype == torch.bool:
+        return logits.masked_fill(~bias, -torch.inf).softmax(-1)
+    return (logits + bias.float()).softmax(-1)
+
+
+def _round(values: Float[Tensor, "B H M D"], dtype: torch.dtype) -> Float[Tensor, "B H M D"]:
+    """To the dtype of v; what fp16 cannot hold becomes its largest number, not infinity."""
+    largest = torch.finfo(dtype).max
+    return values.clamp(-largest, largest).to(dtype) if dtype == torch.float16 else values.to(dtype)
