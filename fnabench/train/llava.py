@@ -180,8 +180,8 @@ class Trainer:
         state: dict[str, Any] = torch.load(path, weights_only=True)
         self.step, self.seconds, self.average = state["step"], state["seconds"], state["average"]
         self.model.load_state_dict(state["model"])
-        self.places.load_state_dict(state.get("places") or self.places.state_dict())
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=False):
+        self.places.load_state_dict(state["places"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
 
 
