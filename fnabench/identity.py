@@ -42,13 +42,14 @@ def digest(value: object) -> str:
 
 
 def digest_of_code(configured: Iterable[object]) -> str:
-    """A hash over the sources that decide a result: fnabench's own and the files of classes from elsewhere."""
+    """A hash over the sources that decide a result: fnabench's own, word lists too, and those of foreign classes."""
     import fnabench.tasks
 
     package = Path(__file__).parent
     top = [path for path in package.iterdir() if path.name not in NOT_IN_KEY and path.name != "tasks"]
     top += [Path(path) for path in fnabench.tasks.__path__]
-    files = {path for each in top for path in ([each] if each.suffix == ".py" else each.rglob("*.py"))}
+    inside = [path for each in top for path in ([each] if each.is_file() else each.rglob("*"))]
+    files = {path for path in inside if path.suffix in (".py", ".txt")}
     own = sorted(files, key=lambda path: (path.parent.name, path.name))
     foreign = sorted({Path(inspect.getfile(type(each))) for each in configured} - files)
     return digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in own + foreign])

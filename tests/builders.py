@@ -83,6 +83,7 @@ class Kind:
 
 
 _NARROW = (("embed_dim", 96), ("num_heads", 3))
+_HEAD = ("head_init_scale", 1.0)
 DEPTH = 4
 KINDS = {
     "class token": Kind("vit_tiny_patch16_224", 1),
@@ -93,6 +94,13 @@ KINDS = {
     "no prefix": Kind("vit_base_patch16_gap_224", 0, options=_NARROW),
     "qk-norm": Kind("vit_tiny_patch16_224", 1, options=(("qk_norm", True),)),
     "layer scale": Kind("vit_tiny_patch16_224", 1, options=(("init_values", 0.1),)),
+    "EVA-02 with rotary attention": Kind(
+        "eva02_tiny_patch14_224", 1, image_size=56, options=(("embed_dim", 96), _HEAD)
+    ),
+    "DINOv3 with rotary attention": Kind("vit_small_patch16_dinov3", 5, options=(*_NARROW, _HEAD)),
+    "rotary attention with biases": Kind(
+        "vit_small_patch16_dinov3_qkvb", 5, options=(*_NARROW, _HEAD, ("qk_norm", True))
+    ),
     "norm of the output": Kind("vit_tiny_patch16_224", 1, options=(("scale_attn_norm", True),)),
 }
 
@@ -105,7 +113,7 @@ def timm_model(kind: str = "class token", *, depth: int = DEPTH, seed: int = 0, 
         chosen.architecture, img_size=chosen.image_size, depth=depth, num_classes=num_classes, **dict(chosen.options)
     )
     for name, parameter in module.named_parameters():
-        if name.endswith(("ls1.gamma", "ls2.gamma")):
+        if name.endswith(("ls1.gamma", "ls2.gamma", "gamma_1", "gamma_2")):
             nn.init.uniform_(parameter, 0.5, 1.5)
         elif name.startswith("blocks.") and parameter.dim() == 2:
             nn.init.normal_(parameter, std=1.5 / parameter.shape[1] ** 0.5)

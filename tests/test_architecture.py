@@ -23,7 +23,7 @@ LAYERS = (
     ("attention.*",),
     ("timing", "memory", "macs", "beside"),
     ("sdpa",),
-    ("data.base", "data.image_files", "models.base"),
+    ("data.base", "data.image_files", "data.hub", "models.base"),
     ("data.*", "loader", "models.weights_file", "models.timm_layers", "models.hf_layers", "models.preprocessing"),
     ("models.*",),
     ("contract", "cost", "surgery"),
@@ -160,6 +160,7 @@ def test_siblings_never_import_each_other(kind: str) -> None:
         "preprocessing",
         "weights_file",
         "image_files",
+        "hub",
     }
     for name, other in IMPORTS:
         if name.startswith(f"{kind}.") and other.startswith(f"{kind}.") and other.split(".")[1] not in shared:

@@ -201,9 +201,9 @@ def test_an_architecture_that_is_no_vision_transformer_is_refused(world):
     assert "resnet18" in world.refused(model__architecture="resnet18")
 
 
-def test_rotary_attention_is_refused_by_name(world):
-    line = world.refused(model__architecture="eva02_tiny_patch14_224", model__image_size="224")
-    assert "EvaAttention" in line
+def test_attention_that_is_not_understood_is_refused_by_name(world):
+    line = world.refused(model__architecture="beit_base_patch16_224", model__image_size="224")
+    assert "timm.models.beit.Attention" in line
 
 
 def test_a_missing_folder_is_refused(world):

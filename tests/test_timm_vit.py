@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(
     ("architecture", "reason"),
     [
-        ("eva02_tiny_patch14_224", "timm.models.eva.EvaAttention in block 0 of Eva is not understood"),
+        ("vit_base_patch16_rope_224", "timm.layers.attention.AttentionRope in block 0 of Eva is not understood"),
         ("beit_base_patch16_224", "timm.models.beit.Attention in block 0 of Beit is not understood"),
         ("vit_relpos_base_patch16_rpn_224", "RelPosAttention in block 0"),
         ("swin_tiny_patch4_window7_224", "SwinTransformer is not a timm Vision Transformer"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -13,15 +15,36 @@ from fnabench.errors import BadInputError, MissingError
 
 NUM_HASHED = 256
 """So many evenly spaced files are hashed whole; of the others the name and the size in bytes."""
+_PUT_THERE = "put the images there, or set FNABENCH_ASSETS or {}=..."
 
 
-def existing_folder(option: str, path: str) -> Path:
-    """The folder of an option; MissingError where there is none."""
+def existing_folder(option: str, path: str, obtain: str = "") -> Path:
+    """The folder of an option; where there is none, MissingError says how to obtain what belongs there."""
     if not Path(path).is_dir():
         raise MissingError(
-            f"{option}={path} is not a folder; put the images there, or set FNABENCH_ASSETS or {option}=..."
+            f"{option}={path} is not a folder; "
+            + (f"{obtain}; then put it there or give {option}=..." if obtain else _PUT_THERE.format(option))
         )
     return Path(path)
+
+
+def read_json(path: Path, obtain: str = "") -> Any:
+    """What a JSON file holds; where there is none, MissingError says how to obtain it."""
+    if not path.is_file():
+        raise MissingError(f"{path} is missing" + (f"; {obtain}" if obtain else ""))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInputError(f"{path} is not JSON: {error}") from error
+
+
+def check_count(name: str, what: str, found: int, expected: int | None) -> None:
+    """Raise BadInputError if a data set has not the number of samples that its name stands for."""
+    if expected is not None and found != expected:
+        raise BadInputError(
+            f"{name} has {expected:,} {what}, here are {found:,}; complete the data or choose another data= "
+            "(a part of it is data.limit=N, which is recorded)"
+        )
 
 
 def list_images(folder: Path) -> list[str]:

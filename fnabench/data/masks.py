@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from fnabench.data.base import IGNORE_INDEX, Sample, Source
-from fnabench.data.image_files import existing_folder, hash_files, list_images, read_image, take
-from fnabench.errors import BadInputError
+from fnabench.data.image_files import check_count, existing_folder, hash_files, list_images, read_image, take
+from fnabench.errors import BadInputError, MissingError
 from fnabench.identity import LOCATION
 
 
@@ -27,10 +27,19 @@ class MaskFolder(Source):
     training_images: str | None = None
     """The training split's folders, which heads are fitted on."""
     training_masks: str | None = None
+    listed_in: str | None = None
+    """File inside root with the name of an image, without its suffix, in each line; None takes the whole folder."""
+    training_listed_in: str | None = None
     mask_names: tuple[str, ...]  # type: ignore[misc]
     """Names of the classes 0, 1, ..."""
     ignored: int = IGNORE_INDEX
     """The value in the label maps that does not count."""
+    first_value: int = 0
+    """The value in the label maps of class 0; 1 in ADE20K, where 0 is ignored."""
+    num_images: int | None = None
+    """How many images the data set is known to have; any other number is refused."""
+    obtain: str = ""
+    """What to download and accept, told where root is not there."""
     limit: int | None = None
     """Only the first so many images; recorded, and never called the full set."""
     name: str = "masks"
@@ -52,7 +61,7 @@ class MaskFolder(Source):
                     )
 
     def fingerprint(self) -> str:
-        known = (self.ignored, *self.mask_names)
+        known = (self.ignored, self.first_value, *self.mask_names)
         images = hash_files(self._images, [(file, known) for file in self._files])
         return images + hash_files(self._masks, [(self._mask_of(file).name, None) for file in self._files])
 
@@ -60,8 +69,8 @@ class MaskFolder(Source):
         if self.training_images is None or self.training_masks is None:
             return None
         return replace(
-            self, images=self.training_images, masks=self.training_masks, training_images=None, training_masks=None,
-            limit=None,
+            self, images=self.training_images, masks=self.training_masks, listed_in=self.training_listed_in,
+            training_images=None, training_masks=None, training_listed_in=None, num_images=None, limit=None,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -73,7 +82,8 @@ class MaskFolder(Source):
             values = np.array(labels)
         if values.ndim != 2:
             raise BadInputError(f"{self._mask_of(file)} is no label map: it has {values.ndim} dimensions, not 2")
-        mask = np.where(values == self.ignored, IGNORE_INDEX, values).astype(np.uint8)
+        classes = values.astype(np.int64) - self.first_value
+        mask = np.where(values == self.ignored, IGNORE_INDEX, classes).astype(np.uint8)
         return Sample(id=file, image=read_image(self._images / file), mask=mask)
 
     @property
@@ -89,6 +99,21 @@ class MaskFolder(Source):
 
     @cached_property
     def _files(self) -> list[str]:
-        existing_folder("data.root", self.root)
+        existing_folder("data.root", self.root, self.obtain)
         files = list_images(existing_folder("data.images", str(self._images)))
+        if self.listed_in is not None:
+            files = self._listed(files, Path(self.root) / self.listed_in)
+        check_count(self.name, "images", len(files), self.num_images)
         return files[: take(files, self.limit)]
+
+    def _listed(self, files: list[str], path: Path) -> list[str]:
+        """The files of the names in a list, in its order."""
+        if not path.is_file():
+            raise MissingError(f"{path} is missing: a list with the name of an image in each line")
+        by_name = {Path(file).stem: file for file in files}
+        names = path.read_text(encoding="utf-8").split()
+        if absent := [name for name in names if name not in by_name]:
+            raise BadInputError(f"{path} lists {absent[0]}, which is not in {self._images}")
+        if len(set(names)) < len(names):
+            raise BadInputError(f"{path} lists an image more than once")
+        return [by_name[name] for name in names]

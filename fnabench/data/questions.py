@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fnabench.data.base import Question, Sample, Source
-from fnabench.data.image_files import check_files, existing_folder, hash_files, read_image, take
-from fnabench.errors import BadInputError, MissingError
+from fnabench.data.image_files import check_files, existing_folder, hash_files, read_image, read_json, take
+from fnabench.errors import BadInputError
 from fnabench.identity import LOCATION
 
 NUM_ANNOTATORS = 10
@@ -65,12 +64,7 @@ class QuestionFolder(Source):
     @cached_property
     def _rows(self) -> list[tuple[str, tuple[Question, ...]]]:
         path = self._path
-        if not path.is_file():
-            raise MissingError(f"{path} is missing: a list of {FORM}; give data.questions=...")
-        try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise BadInputError(f"{path} is not JSON: {error}") from error
+        entries = read_json(path, f"give data.questions=..., a list of {FORM}")
         if not isinstance(entries, list) or not entries:
             raise BadInputError(f"{path} holds no list of questions; it needs {FORM}")
         by_image: dict[str, list[Question]] = {}

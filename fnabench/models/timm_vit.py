@@ -19,7 +19,7 @@ from fnabench.errors import BadInputError, ImpossibleError
 from fnabench.identity import LOCATION
 from fnabench.models.base import Backbone, Blueprint, Model
 from fnabench.models.timm_layers import timm_layers
-from fnabench.models.weights_file import find_weights, hash_file, is_hub_id
+from fnabench.models.weights_file import find_weights, hash_file, is_hub_id, pinned
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -36,6 +36,8 @@ class TimmVit(Model):
 
     checkpoint: str = field(metadata=LOCATION)
     """A weights file that timm can read, or hf-hub:owner/name@revision."""
+    revision: str | None = field(default=None, metadata=LOCATION)
+    """Commit of a hub id that names none."""
     architecture: str | None = None
     image_size: int | tuple[int, int] | None = None
     """Pixels, one number or height and width; other than native, the position embedding is interpolated."""
@@ -44,6 +46,7 @@ class TimmVit(Model):
     std: tuple[float, float, float] | None = None
     interpolation: str | None = None
     crop_pct: float | None = None
+    crop_mode: str | None = None
     description: str = ""
 
     @property
@@ -51,17 +54,21 @@ class TimmVit(Model):
         return frozenset({"embed", "patches"} | ({"classify"} if self.settings["num_classes"] else set()))
 
     def check(self) -> None:
-        find_weights(self.checkpoint)
+        find_weights(self._pinned)
 
     def weights_hash(self) -> str:
-        return hash_file(find_weights(self.checkpoint))
+        return hash_file(find_weights(self._pinned))
+
+    @property
+    def _pinned(self) -> str:
+        return pinned(self.checkpoint, self.revision)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The preprocessing and sizes in force."""
         found: dict[str, Any] = {}
-        if is_hub_id(self.checkpoint):
-            beside = json.loads(find_weights(self.checkpoint, "config.json").read_text())
+        if self.architecture is None and is_hub_id(self.checkpoint):
+            beside = json.loads(find_weights(self._pinned, "config.json").read_text())
             found = beside.get("pretrained_cfg", {}) | {
                 k: beside[k] for k in ("architecture", "num_classes") if k in beside
             }
@@ -76,7 +83,7 @@ class TimmVit(Model):
             found = timm.get_pretrained_cfg(self.architecture or architecture).to_dict()
         own = {
             "num_classes": self.num_classes, "mean": self.mean, "std": self.std,
-            "interpolation": self.interpolation, "crop_pct": self.crop_pct,
+            "interpolation": self.interpolation, "crop_pct": self.crop_pct, "crop_mode": self.crop_mode,
         }  # fmt: skip
         return (
             found | {"architecture": architecture} | {name: value for name, value in own.items() if value is not None}
@@ -108,7 +115,7 @@ class TimmVit(Model):
         )
 
     def load(self, device: torch.device, dtype: torch.dtype) -> TimmBackbone:
-        path = find_weights(self.checkpoint)
+        path = find_weights(self._pinned)
         overlay = {"file": str(path), "num_classes": self.settings["num_classes"], "custom_load": path.suffix == ".npz"}
         try:
             module = self._create(pretrained=True, pretrained_cfg_overlay=overlay)

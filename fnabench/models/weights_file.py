@@ -16,6 +16,11 @@ def is_hub_id(checkpoint: str) -> bool:
     return checkpoint.startswith(HUB_PREFIX)
 
 
+def pinned(checkpoint: str, revision: str | None) -> str:
+    """The checkpoint with its revision, where it is a hub id that has one."""
+    return f"{checkpoint}@{revision}" if revision and is_hub_id(checkpoint) and "@" not in checkpoint else checkpoint
+
+
 def find_weights(checkpoint: str, hub_file: str = "model.safetensors") -> Path:
     """The local path of a checkpoint: itself, or a file of a hub repository from the cache or the network.
 
@@ -41,7 +46,8 @@ def hash_file(path: Path) -> str:
 def _find_on_hub(hub_id: str, hub_file: str) -> Path:
     if not (match := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w.-]+)", hub_id)):
         raise BadInputError(
-            f"model.checkpoint={HUB_PREFIX}{hub_id} is not pinned; write {HUB_PREFIX}owner/name@<commit or tag>"
+            f"model.checkpoint={HUB_PREFIX}{hub_id} is not pinned; write {HUB_PREFIX}owner/name@<commit or tag> "
+            f"or give model.revision=<commit>, one of those at https://huggingface.co/{hub_id.partition('@')[0]}/commits/main"
         )
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -53,5 +59,14 @@ def _find_on_hub(hub_id: str, hub_file: str) -> Path:
         raise MissingError(
             f"{hub_file} of {repository} at revision {revision} is not in the local cache and cannot be downloaded "
             f"({type(error).__name__}); where there is a network, run: hf download {repository} {hub_file} "
-            f"--revision {revision}"
+            f"--revision {revision}{_terms(error, repository)}"
         ) from error
+
+
+def _terms(error: Exception, repository: str) -> str:
+    """What to do first where the owner of a repository asks for it."""
+    from huggingface_hub.errors import GatedRepoError
+
+    if not isinstance(error, GatedRepoError):
+        return ""
+    return f" after accepting its terms at https://huggingface.co/{repository} and: hf auth login"

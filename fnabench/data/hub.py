@@ -1,0 +1,96 @@
+"""Parquet files of a data set: a local folder, or a hub repository pinned to a revision; read with HF `datasets`."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from fnabench.errors import BadInputError, MissingError
+
+HASHED_BYTES = 65536
+"""So much of the beginning and of the end of each file is hashed, with its size: parquet keeps its statistics there."""
+
+
+def find_parquet(repository: str, revision: str | None, files: str, root: str | None) -> list[Path]:
+    """The parquet files of a split by name: those in the folder `root`, or else of the hub repository.
+
+    `files` is a pattern such as data/test-*.parquet. The hub's cache is used where it has them; HF_HUB_OFFLINE holds.
+    """
+    folder = _folder_of(root) if root else _download(repository, revision, files)
+    if not (found := sorted(folder.glob(files)) or (sorted(folder.glob(Path(files).name)) if root else [])):
+        raise MissingError(f"{folder} holds no {files}; run: {_command(repository, revision, files)}")
+    return found
+
+
+def read_parquet(paths: Sequence[Path], columns: Sequence[str]) -> Any:
+    """The rows as a datasets.Dataset with these columns, memory-mapped; images stay encoded."""
+    import datasets
+
+    rows = datasets.Dataset.from_parquet([str(path) for path in paths])
+    if lacking := set(columns) - set(rows.column_names):
+        raise BadInputError(
+            f"{paths[0]} lacks the column {' and '.join(sorted(lacking))}; it has {', '.join(rows.column_names)}"
+        )
+    rows = rows.select_columns(list(columns))
+    if "image" in columns and isinstance(rows.features["image"], datasets.Image):
+        rows = rows.cast_column("image", datasets.Image(decode=False))
+    return rows
+
+
+def decode(image: dict[str, Any], where: str) -> Image.Image:
+    """The RGB image of a row."""
+    try:
+        return Image.open(io.BytesIO(image["bytes"])).convert("RGB")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, TypeError) as error:
+        raise BadInputError(f"{where} has no readable image ({error})") from error
+
+
+def hash_parquet(paths: Sequence[Path]) -> str:
+    """A hash over names, sizes, beginnings and ends of the files."""
+    hashed = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            hashed.update(f"{path.name}\0{size}\n".encode() + file.read(HASHED_BYTES))
+            file.seek(max(0, size - HASHED_BYTES))
+            hashed.update(file.read())
+    return hashed.hexdigest()
+
+
+def _folder_of(root: str) -> Path:
+    if not Path(root).is_dir():
+        raise MissingError(f"data.root={root} is not a folder; give the one that holds the parquet files")
+    return Path(root)
+
+
+def _download(repository: str, revision: str | None, files: str) -> Path:
+    if not revision or not re.fullmatch(r"[\w.-]+", revision):
+        raise BadInputError(
+            f"data.revision={revision} pins nothing; give data.revision=<commit>, one of those at "
+            f"https://huggingface.co/datasets/{repository}/commits/main, or data.root=<folder of the parquet files>"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=[files]))
+    except GatedRepoError as error:
+        raise MissingError(
+            f"{repository} asks you to accept its terms at https://huggingface.co/datasets/{repository}; then run: "
+            f"hf auth login && {_command(repository, revision, files)}"
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise MissingError(
+            f"{files} of {repository} at revision {revision} is not in the local cache and cannot be downloaded "
+            f"({type(error).__name__}); where there is a network, run: {_command(repository, revision, files)}"
+        ) from error
+
+
+def _command(repository: str, revision: str | None, files: str) -> str:
+    return f"hf download {repository} --repo-type dataset --include '{files}' --revision {revision or '<commit>'}"

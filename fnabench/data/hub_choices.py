@@ -1,0 +1,82 @@
+"""Multiple-choice questions in parquet files, as ScienceQA lies on the hub; the answer is a choice's letter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+from fnabench.data.base import Question, Sample, Source
+from fnabench.data.hub import decode, find_parquet, hash_parquet, read_parquet
+from fnabench.data.image_files import check_count, take
+from fnabench.identity import LOCATION
+
+NUM_ANNOTATORS = 10
+"""The one right letter stands for so many annotators who agree."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubChoices(Source):
+    """Rows that have an image, in their order; each is one image with one question."""
+
+    repository: str
+    revision: str | None = None
+    """Commit of the repository."""
+    files: str
+    """Pattern of the split's files."""
+    root: str | None = field(default=None, metadata=LOCATION)
+    """A folder with those files, instead of the repository."""
+    num_images: int | None = None
+    """How many rows have an image in the data set as it is known; any other number is refused."""
+    limit: int | None = None
+    """Only the first so many images; recorded, and never called the full set."""
+    name: str = "scienceqa"
+    description: str = ""
+
+    @property
+    def provides(self) -> frozenset[str]:
+        return frozenset({"questions"})
+
+    def check(self) -> None:
+        _ = self._rows  # reads the columns and counts the images, which is the check
+
+    def fingerprint(self) -> str:
+        return hash_parquet(self._paths) + f"-{len(self)}"
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        row = self._rows[index]
+        name = str(self._with_image[index])
+        options = [f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, row["choices"], strict=False)]
+        context = [f"Context: {row['hint']}"] if row["hint"] else []
+        question = Question(
+            id=name,
+            text="\n".join([*context, row["question"], *options]),
+            kind=row["subject"],
+            answers=(ascii_uppercase[row["answer"]],) * NUM_ANNOTATORS,
+        )
+        return Sample(id=name, image=decode(row["image"], f"row {name} of {self.name}"), questions=(question,))
+
+    @cached_property
+    def _paths(self) -> list[Path]:
+        return find_parquet(self.repository, self.revision, self.files, self.root)
+
+    @cached_property
+    def _all(self) -> Any:
+        return read_parquet(self._paths, ("image", "question", "choices", "answer", "hint", "subject"))
+
+    @cached_property
+    def _with_image(self) -> list[int]:
+        """The numbers of the rows with an image."""
+        has_image = self._all.data.column("image").is_valid().to_pylist()
+        numbers = [number for number, has in enumerate(has_image) if has]
+        check_count(self.name, "questions with an image", len(numbers), self.num_images)
+        return numbers[: take(numbers, self.limit)]
+
+    @cached_property
+    def _rows(self) -> Any:
+        return self._all.select(self._with_image)

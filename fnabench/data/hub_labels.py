@@ -1,0 +1,75 @@
+"""Labelled images in parquet files, as ImageNet lies on the hub: the columns image and label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fnabench.data.base import Sample, Source
+from fnabench.data.hub import decode, find_parquet, hash_parquet, read_parquet
+from fnabench.data.image_files import check_count, take
+from fnabench.errors import BadInputError
+from fnabench.identity import LOCATION
+
+CLASSES = Path(__file__).with_name("imagenet_classes.txt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubLabels(Source):
+    """Rows of parquet files in their order."""
+
+    repository: str
+    revision: str | None = None
+    """Commit of the repository."""
+    files: str
+    """Pattern of the split's files."""
+    root: str | None = field(default=None, metadata=LOCATION)
+    """A folder with those files, instead of the repository."""
+    num_classes: int = 1000
+    num_images: int | None = None
+    """How many images the data set is known to have; any other number is refused."""
+    limit: int | None = None
+    """Only the first so many images; recorded, and never called the full set."""
+    name: str = "imagenet"
+    description: str = ""
+
+    @property
+    def provides(self) -> frozenset[str]:
+        return frozenset({"label"})
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        names = CLASSES.read_text(encoding="utf-8").splitlines()
+        return tuple(names) if self.num_classes == len(names) else ()
+
+    def check(self) -> None:
+        labels = self._rows["label"]
+        if wrong := [label for label in labels if not 0 <= label < self.num_classes]:
+            raise BadInputError(
+                f"{self.name} has the label {wrong[0]}; allowed are 0..{self.num_classes - 1} (a test split has -1)"
+            )
+
+    def fingerprint(self) -> str:
+        return hash_parquet(self._paths) + f"-{len(self)}"
+
+    def largest_label(self) -> int:
+        return self.num_classes - 1
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        row = self._rows[index]
+        return Sample(id=str(index), image=decode(row["image"], f"row {index} of {self.name}"), label=row["label"])
+
+    @cached_property
+    def _paths(self) -> list[Path]:
+        return find_parquet(self.repository, self.revision, self.files, self.root)
+
+    @cached_property
+    def _rows(self) -> Any:
+        rows = read_parquet(self._paths, ("image", "label"))
+        check_count(self.name, "images", len(rows), self.num_images)
+        return rows.select(range(take(rows, self.limit)))

@@ -1,0 +1,94 @@
+"""TextVQA as it is handed out: a file of questions with ten answers each, OpenImages' images, Rosetta's OCR tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from fnabench.data.base import Question, Sample, Source
+from fnabench.data.image_files import (
+    check_count,
+    check_files,
+    existing_folder,
+    hash_files,
+    read_image,
+    read_json,
+    take,
+)
+from fnabench.errors import BadInputError
+from fnabench.identity import LOCATION
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextVqa(Source):
+    """Images with their questions, in the order in which the file first names the images."""
+
+    root: str = field(metadata=LOCATION)
+    questions: str
+    """File inside root."""
+    images: str
+    """Folder of the images inside root."""
+    ocr: str | None = None
+    """File inside root with OCR tokens, which are then told with each question, as LLaVA-1.5 does: worth 13 points."""
+    num_images: int | None = None
+    """How many images and questions the data set is known to have; any other number is refused."""
+    num_questions: int | None = None
+    obtain: str = ""
+    """What to download and accept, told where root is not there."""
+    limit: int | None = None
+    """Only the first so many images; recorded, and never called the full set."""
+    name: str = "textvqa"
+    description: str = ""
+
+    @property
+    def provides(self) -> frozenset[str]:
+        return frozenset({"questions"})
+
+    def check(self) -> None:
+        check_files(self._folder, [file for file, _ in self._rows], Path(self.root) / self.questions)
+
+    def fingerprint(self) -> str:
+        return hash_files(self._folder, self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        file, questions = self._rows[index]
+        return Sample(id=file, image=read_image(self._folder / file), questions=questions)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.root) / self.images
+
+    @cached_property
+    def _rows(self) -> list[tuple[str, tuple[Question, ...]]]:
+        root = existing_folder("data.root", self.root, self.obtain)
+        path = root / self.questions
+        content = read_json(path, self.obtain)
+        try:
+            tokens = self._ocr_tokens(root)
+            by_image: dict[str, list[Question]] = {}
+            for entry in content["data"]:
+                hint = f"\nReference OCR token: {', '.join(tokens[entry['image_id']])}" if self.ocr else ""
+                question = Question(
+                    id=str(entry["question_id"]), text=entry["question"] + hint, kind="text",
+                    answers=tuple(entry["answers"]),
+                )  # fmt: skip
+                by_image.setdefault(entry["image_id"], []).append(question)
+        except (KeyError, TypeError) as error:
+            raise BadInputError(f"{path} is no file of TextVQA with answers: it lacks {error}") from error
+        ids = [question.id for questions in by_image.values() for question in questions]
+        if len(set(ids)) < len(ids):
+            raise BadInputError(f"{path} gives an id to more than one question")
+        check_count(self.name, "images", len(by_image), self.num_images)
+        check_count(self.name, "questions", len(ids), self.num_questions)
+        rows = [(f"{image}.jpg", tuple(questions)) for image, questions in by_image.items()]
+        return rows[: take(rows, self.limit)]
+
+    def _ocr_tokens(self, root: Path) -> dict[str, list[str]]:
+        """The tokens of each image."""
+        if self.ocr is None:
+            return {}
+        return {entry["image_id"]: entry["ocr_tokens"] for entry in read_json(root / self.ocr, self.obtain)["data"]}
