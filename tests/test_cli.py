@@ -152,7 +152,7 @@ def test_a_bad_job_of_a_sweep_does_not_stop_the_others(world):
 
 def test_an_unknown_choice_names_the_allowed_ones(world):
     line = world.refused(attention="magic")
-    assert "attention=magic is not known; allowed: exact, fna, native" in line
+    assert "attention=magic is not known; allowed: exact, exact_masked, fna, fna_masked, native" in line
 
 
 def test_an_unknown_option_is_one_line(world):
