@@ -77,9 +77,10 @@ def to_markdown(records: Iterable[Record], problems: Sequence[str] = ()) -> str:
 
 def _cells(record: Record, settings: Mapping[str, Sequence[str]], is_significant: bool) -> list[str]:
     cost, comparison = record.cost, record.comparison
+    factor = 1 if record.metric in record.units else 100
     difference = agreement = "-"
     if comparison:
-        difference = f"{comparison.difference.times(100):+.2f}" + ("*" if is_significant else "")
+        difference = f"{comparison.difference.times(factor):+.2f}" + ("*" if is_significant else "")
         agreement = "-" if comparison.agreement is None else f"{100 * comparison.agreement:.1f}"
     gpu = record.environment.gpu
     return [
@@ -88,7 +89,7 @@ def _cells(record: Record, settings: Mapping[str, Sequence[str]], is_significant
         str(record.num_tokens),
         _attention(record, settings[record.attention]),
         f"{len(record.layers)}/{record.num_layers}",
-        f"{100 * record.score.value:.2f} of {record.num_samples}" if record.score else record.status,
+        f"{factor * record.score.value:.2f} of {record.num_samples}" if record.score else record.status,
         difference,
         agreement,
         f"{cost.latency_ratio:.2f}" if cost else "-",

@@ -21,7 +21,7 @@ LAYERS = (
     ("attention.masks",),
     ("attention.layers",),
     ("attention.*",),
-    ("timing", "memory", "macs", "beside"),
+    ("timing", "memory", "macs", "beside", "watch"),
     ("sdpa",),
     ("data.base", "data.image_files", "models.base"),
     ("data.*", "loader", "models.weights_file", "models.timm_layers", "models.hf_layers", "models.preprocessing"),

@@ -210,7 +210,7 @@ def test_a_block_that_is_not_replaced_is_refused(name: str) -> None:
     ("settings", "message"),
     [
         ({"tokens": "all"}, "attention.tokens=all is not known; allowed: none, massive, artifact, both"),
-        ({"detector": "magic"}, "attention.detector=magic is not known; allowed: cls, norm"),
+        ({"detector": "magic"}, "attention.detector=magic is not known; allowed: norm, cls"),
         ({"ratio": 0}, "must be above 0"),
         ({"detect_block": 3, "start_block": 2}, "choose a start_block of at least 3"),
     ],

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
-DETECTORS = ("cls", "norm")
+DETECTORS = ("norm", "cls")
 RATIO = 0.3
 """A token is massive where CLS gives it more than this times what CLS gives itself."""
 MIN_GAP = 0.7

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from fnabench.attention.base import AttentionShape
 from fnabench.attention.layers import AttentionLayer, ForwardState, LayerStack
 from fnabench.errors import ImpossibleError
@@ -45,6 +47,10 @@ class ClipAttentionLayer(AttentionLayer):
             num_channels=self.native.embed_dim,
             num_prefix=self.num_prefix,
         )
+
+    @property
+    def output_projection(self) -> nn.Linear:
+        return self.native.out_proj  # type: ignore[no-any-return]
 
 
 def clip_vision_layers(vision_tower: Any) -> LayerStack:

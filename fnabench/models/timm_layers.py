@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from timm.layers.attention import Attention as TimmAttention
+from torch import nn
 
 from fnabench.attention.base import AttentionShape
 from fnabench.attention.layers import AttentionLayer, ForwardState, LayerStack
@@ -43,6 +44,11 @@ class TimmAttentionLayer(AttentionLayer):
             num_channels=self.native.qkv.in_features,
             num_prefix=self.num_prefix,
         )
+
+    @property
+    def output_projection(self) -> nn.Linear:
+        gated = getattr(self.native, "gate", None) is not None
+        return super().output_projection if gated or type(self.native.norm) is not nn.Identity else self.native.proj
 
 
 def timm_layers(module: Any) -> LayerStack:
