@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -71,6 +71,8 @@ class Cost:
     attention_latency: Latency | None
     """The cores of the replaced layers alone, landmark selection included; None for native, which has no core."""
     exact_attention_latency: Latency
+    part_latencies: dict[str, Latency] = field(default_factory=dict)
+    """What of attention_latency the variant's named parts take, such as finding the tokens to mask."""
     latency_ratio: Estimate
     attention_latency_ratio: Estimate | None
     ceiling: Estimate
@@ -128,12 +130,16 @@ def measure_cost(
                 ),
             )
 
+        def part_alone(part: Callable[[AttentionInputs], object]) -> Arm:
+            return Arm(prepare=lambda: None, run=partial(run_cores, part, captured))
+
         whole = interleave(
             {"exact": end_to_end(exact), "variant": end_to_end(attention), "free": end_to_end(free)},
             probe.num_rounds, device, seed, on_step,
         )  # fmt: skip
         has_core = not isinstance(attention, Native)
         arms = {"exact": cores_alone(exact)} | ({"variant": cores_alone(attention)} if has_core else {})
+        arms |= {name: part_alone(part) for name, part in attention.parts.items()}
         cores = interleave(arms, probe.num_rounds, device, seed, on_step)
         macs_without = _macs_without_attention(backbone, layers, forward, batch)
     shapes = [layer.shape(inputs.q.shape[2]) for layer, inputs in zip(layers, captured, strict=True)]
@@ -154,6 +160,7 @@ def measure_cost(
         exact_latency=_latency(whole, "exact"),
         attention_latency=_latency(cores, "variant") if has_core else None,
         exact_attention_latency=_latency(cores, "exact"),
+        part_latencies={name: _latency(cores, name) for name in attention.parts},
         latency_ratio=median_ratio(exact_times, whole.per_round("variant"), seed),
         attention_latency_ratio=median_ratio(cores.per_round("exact"), cores.per_round("variant"), seed)
         if has_core
@@ -186,8 +193,8 @@ def capture_inputs(
     return recorder.captured
 
 
-def run_cores(core: Attention, captured: Sequence[AttentionInputs]) -> Tensor:
-    """Run a variant on captured inputs as one forward would: one memo for the layers of a tower, empty at the start."""
+def run_cores(core: Callable[[AttentionInputs], object], captured: Sequence[AttentionInputs]) -> object:
+    """Run a variant, or a part of one, on captured inputs as one forward would: a memo a tower, empty at first."""
     memos: dict[int, dict[str, object]] = {}
     for inputs in captured:
         output = core(replace(inputs, memo=memos.setdefault(id(inputs.memo), {})))

@@ -90,6 +90,7 @@ class Experiment:
         self.task.check(self.model, self.blueprint, self.source)
         for index in self.layer_indices:
             self.attention.check(self.blueprint.shapes[index])
+        self.attention.check_layers(self.layer_indices)
         self.model.check()
         self.source.check()
 

@@ -21,11 +21,24 @@ NOT_IN_KEY = (
 
 
 def settings(configured: object) -> dict[str, Any]:
-    """The class and the fields of a configured dataclass, without those that only say where something lies."""
+    """The class and the fields of a configured dataclass, those inside it too, but none that only says where something
+    lies."""
     if not is_dataclass(configured):
         raise TypeError(f"{type(configured).__qualname__} must be a dataclass: its fields are its settings")
     values = {f.name: getattr(configured, f.name) for f in fields(configured) if not f.metadata.get("is_location")}
+    values |= {name: settings(value) for name, value in values.items() if is_dataclass(value)}
     return {"class": f"{type(configured).__module__}.{type(configured).__qualname__}", **values}
+
+
+def shown(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings for people: without the class, and those of what is inside by a dotted name."""
+    values: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            values |= shown(value, f"{prefix}{name}.")
+        elif name != "class":
+            values[prefix + name] = value
+    return values
 
 
 def locations(configured: object) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from fnabench.identity import shown
 from fnabench.record import CorruptRecordError, Record
 from fnabench.statistics import holm
 from fnabench.store import Store, read_record
@@ -65,8 +66,8 @@ def to_markdown(records: Iterable[Record], problems: Sequence[str] = ()) -> str:
         words = rows[0].descriptions.get("data")
         parts.append(f"## {task} on {data}{f' ({words})' if words else ''}: {rows[0].metric}\n")
         parts.append(_line(COLUMNS) + "\n" + _line(["---"] * len(COLUMNS)))
-        shown = _settings_to_show(rows)
-        parts[-1] += "".join("\n" + _line(_cells(record, shown, record.key in stars)) for record in rows) + "\n"
+        settings = _settings_to_show(rows)
+        parts[-1] += "".join("\n" + _line(_cells(record, settings, record.key in stars)) for record in rows) + "\n"
     if len(parts) == 1:
         parts.append("No record yet.\n")
     if problems:
@@ -74,20 +75,21 @@ def to_markdown(records: Iterable[Record], problems: Sequence[str] = ()) -> str:
     return "\n".join(parts)
 
 
-def _cells(record: Record, shown: Mapping[str, Sequence[str]], is_significant: bool) -> list[str]:
+def _cells(record: Record, settings: Mapping[str, Sequence[str]], is_significant: bool) -> list[str]:
     cost, comparison = record.cost, record.comparison
+    factor = 1 if record.metric in record.units else 100
     difference = agreement = "-"
     if comparison:
-        difference = f"{comparison.difference.times(100):+.2f}" + ("*" if is_significant else "")
+        difference = f"{comparison.difference.times(factor):+.2f}" + ("*" if is_significant else "")
         agreement = "-" if comparison.agreement is None else f"{100 * comparison.agreement:.1f}"
     gpu = record.environment.gpu
     return [
         record.model,
         "x".join(str(edge) for edge in record.image_size),
         str(record.num_tokens),
-        _attention(record, shown[record.attention]),
+        _attention(record, settings[record.attention]),
         f"{len(record.layers)}/{record.num_layers}",
-        f"{100 * record.score.value:.2f} of {record.num_samples}" if record.score else record.status,
+        f"{factor * record.score.value:.2f} of {record.num_samples}" if record.score else record.status,
         difference,
         agreement,
         f"{cost.latency_ratio:.2f}" if cost else "-",
@@ -102,17 +104,18 @@ def _cells(record: Record, shown: Mapping[str, Sequence[str]], is_significant: b
 
 def _settings_to_show(records: Sequence[Record]) -> dict[str, list[str]]:
     """For each attention the settings that tell its rows apart, and always its first, which is its main one."""
-    shown: dict[str, list[str]] = {}
+    chosen: dict[str, list[str]] = {}
     for attention in {record.attention for record in records}:
-        settings = [record.identity["attention"] for record in records if record.attention == attention]
-        names = [name for name in settings[0] if name != "class"]
-        shown[attention] = [n for n in names if n == names[0] or len({str(each.get(n)) for each in settings}) > 1]
-    return shown
+        settings = [shown(record.identity["attention"]) for record in records if record.attention == attention]
+        names = list(settings[0])
+        chosen[attention] = [n for n in names if n == names[0] or len({str(each.get(n)) for each in settings}) > 1]
+    return chosen
 
 
-def _attention(record: Record, shown: Sequence[str]) -> str:
+def _attention(record: Record, names: Sequence[str]) -> str:
     """The variant with the settings to show."""
-    return " ".join([record.attention, *(f"{name}={record.identity['attention'].get(name)}" for name in shown)])
+    values = shown(record.identity["attention"])
+    return " ".join([record.attention, *(f"{name}={values.get(name)}" for name in names)])
 
 
 def _significant(records: Sequence[Record]) -> set[str]:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fnabench.cost import Cost
+from fnabench.identity import shown
 from fnabench.record import Record
 from fnabench.run import Outcome
 from fnabench.statistics import Estimate
@@ -105,6 +106,7 @@ def _cost_rows(cost: Cost) -> list[tuple[str, str, str, str]]:
             f"{attention.median_ms:.1f}" if attention else MISSING,
             f"x{cost.attention_latency_ratio}" if cost.attention_latency_ratio else MISSING,
         ),
+        *((f"  of which {name} (ms)", "", f"{part.median_ms:.1f}", "") for name, part in cost.part_latencies.items()),
         ("ceiling: attention for free", "", "", f"x{cost.ceiling}"),
     ]
     if cost.memory and cost.exact_memory:
@@ -131,7 +133,7 @@ def _head(record: Record) -> str:
 
 
 def _settings(record: Record) -> str:
-    values = {name: value for name, value in record.identity["attention"].items() if name != "class"}
+    values = shown(record.identity["attention"])
     return f"({', '.join(f'{name}={value}' for name, value in values.items())}) " if values else ""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,10 @@ class Scores:
     headline: str
     units: Mapping[str, str] = field(default_factory=dict)
     """Units of the metrics that are no fraction; all others are shown in per cent."""
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """What else was found, by name: kept in arrays.npz beside the record."""
+    rows: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """A table of findings, by column: kept in rows.parquet beside the record."""
 
     @property
     def main(self) -> SampleScores:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,8 @@ from fnabench.timing import Timings
 RECORD = "record.json"
 SAMPLES = "samples.parquet"
 LATENCIES = "latencies.parquet"
+ARRAYS = "arrays.npz"
+ROWS = "rows.parquet"
 SHORT_KEY = 12
 """So many digits of the key stand in the folder's name."""
 
@@ -82,6 +85,10 @@ class Store:
         try:
             if scores is not None:
                 pq.write_table(_samples_table(scores), temporary / SAMPLES)
+                if scores.arrays:
+                    np.savez_compressed(temporary / ARRAYS, **dict[str, Any](scores.arrays))
+                if scores.rows:
+                    pq.write_table(pa.table(dict(scores.rows)), temporary / ROWS)
             if timings:
                 pq.write_table(_latencies_table(timings), temporary / LATENCIES)
             record = replace(record, files={path.name: hash_file(path) for path in sorted(temporary.iterdir())})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -85,13 +85,23 @@ class Attention(ABC):
     is_exact: ClassVar[bool] = False
     """True where the output is softmax attention itself, so that the choice of layers changes nothing."""
 
+    @property
+    def parts(self) -> Mapping[str, Callable[[AttentionInputs], object]]:
+        """What the core does on the way that deserves a latency of its own, by name."""
+        return {}
+
     def attach(self, layers: Iterable[AttentionLayer]) -> None:
         """Make this variant the core of the layers."""
-        for layer in layers:
+        chosen = tuple(layers)
+        self.check_layers([layer.index for layer in chosen])
+        for layer in chosen:
             layer.attach(self)
 
     def check(self, shape: AttentionShape) -> None:  # noqa: B027  (most variants fit every shape)
         """Raise ImpossibleError if the variant cannot run on layers of this shape."""
+
+    def check_layers(self, indices: Sequence[int]) -> None:  # noqa: B027
+        """Raise ImpossibleError if the variant cannot run in just these blocks."""
 
     @abstractmethod
     def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]: ...

@@ -54,6 +54,11 @@ class AttentionLayer(ABC):
     def shape(self, num_tokens: int) -> AttentionShape:
         """The sizes of this layer for inputs of `num_tokens` tokens."""
 
+    @property
+    def output_projection(self) -> nn.Linear:
+        """The linear layer whose input is the core's output, heads side by side."""
+        raise ImpossibleError(f"{type(self.native).__name__} has no plain linear layer after its attention core")
+
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None, is_causal: bool
     ) -> Float[Tensor, "B H N D"]:

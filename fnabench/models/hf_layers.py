@@ -49,6 +49,10 @@ class ClipAttentionLayer(AttentionLayer):
             num_prefix=self.num_prefix,
         )
 
+    @property
+    def output_projection(self) -> nn.Linear:
+        return self.native.out_proj  # type: ignore[no-any-return]
+
 
 class LlamaAttentionLayer(AttentionLayer):
     """transformers' LlamaAttention while it reads a prompt: causal, padding left out, every key and value cached.
@@ -102,6 +106,10 @@ class LlamaAttentionLayer(AttentionLayer):
             num_prefix=self.num_prefix,
             is_causal=True,
         )
+
+    @property
+    def output_projection(self) -> nn.Linear:
+        return self.native.o_proj  # type: ignore[no-any-return]
 
 
 def _padding_of(mask: Tensor, state: ForwardState) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from timm.layers.attention import Attention as TimmAttention
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from timm.models.eva import EvaAttention
+from torch import nn
 from torch.nn.functional import linear
 
 from fnabench.attention.base import AttentionShape
@@ -43,6 +44,10 @@ class TimmAttentionLayer(AttentionLayer):
             num_channels=self.native.qkv.in_features,
             num_prefix=self.num_prefix,
         )
+
+    @property
+    def output_projection(self) -> nn.Linear:
+        return super().output_projection if _is_reshaped(self.native) else self.native.proj
 
 
 class EvaAttentionLayer(AttentionLayer):
@@ -94,6 +99,10 @@ class EvaAttentionLayer(AttentionLayer):
             num_prefix=self.num_prefix,
         )
 
+    @property
+    def output_projection(self) -> nn.Linear:
+        return super().output_projection if _is_reshaped(self.native) else self.native.proj
+
 
 KINDS: dict[type, type[AttentionLayer]] = {TimmAttention: TimmAttentionLayer, EvaAttention: EvaAttentionLayer}
 """timm's attention modules and how each is taken apart; a subclass of one may do something else and is none."""
@@ -119,6 +128,11 @@ def timm_layers(module: Any) -> LayerStack:
             )
         layers.append(layer(native, block, index, int(module.num_prefix_tokens), state))
     return LayerStack(layers)
+
+
+def _is_reshaped(native: Any) -> bool:
+    """Whether a norm or a gate stands between the heads' outputs and their projection."""
+    return getattr(native, "gate", None) is not None or type(native.norm) is not nn.Identity
 
 
 def _refuse_dropout(native: Any) -> None:

@@ -1,0 +1,200 @@
+"""Looking into the blocks of a model while it runs, and taking tokens out of their attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from fnabench.attention.base import Attention, AttentionInputs, AttentionShape
+from fnabench.attention.detectors import DETECTORS as DETECTORS
+from fnabench.attention.detectors import above_cls, above_gap, cls_attention, cls_logits, taking_over
+from fnabench.attention.exact import Exact
+from fnabench.attention.masks import PATTERNS as PATTERNS
+from fnabench.attention.masks import attend_masked, attend_sunk, attention_matrix, without_keys
+from fnabench.errors import ImpossibleError
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+    from fnabench.attention.layers import AttentionLayer
+
+OPERATORS = ("mask", "sink", "zero")
+"""mask and sink as in attention.masks; zero: attention adds nothing to the residual stream."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Intervention:
+    """What is done to attention in all blocks from one on."""
+
+    tokens: Bool[Tensor, "B N"]
+    """T, which prefix tokens are never part of; zero does without."""
+    start_block: int
+    operator: str = "mask"
+    pattern: str = "type1"
+    keep_bias: bool = True
+    """Of zero: whether the bias of the output projection is still added."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BlockView:
+    """What one block was given in one forward."""
+
+    num_prefix: int
+    norms: Float[Tensor, "B N"]
+    """L2 norms of the block's input, the residual stream."""
+    logits: Float[Tensor, "B H N"] | None
+    """The CLS row of the attention logits; None where there is no CLS token."""
+    attention: Float[Tensor, "B N"] | None
+    """What CLS gives each token under the intervention, mean over heads."""
+    received: Float[Tensor, "B G"] | None
+    """What a token of each group is given by a query, mean over its tokens, all queries and heads; without the
+    intervention."""
+    suppression: Float[Tensor, "B H G G"] | None
+    """<x_i / |x_i|, W_O v_j>, mean over the tokens i of the row's group and j of the column's: below 0 attending to j
+    shrinks i. NaN where a group is empty."""
+
+    def massive(self, detector: str, ratio: float, min_gap: float) -> Bool[Tensor, "B N"]:
+        """The massive tokens by what CLS attends to ("cls") or by the norms ("norm")."""
+        if detector == "norm":
+            return above_gap(self.norms, self.num_prefix, min_gap)
+        return above_cls(_required(self.attention), self.num_prefix, ratio)
+
+    def artifacts(self, massive: Bool[Tensor, "B N"]) -> Bool[Tensor, "B N"]:
+        """The artifacts by one pass over this block's CLS row."""
+        return taking_over(_required(self.logits), massive, self.num_prefix)
+
+    def strongest(self, masked: Bool[Tensor, "B N"], min_gap: float) -> Bool[Tensor, "B N"]:
+        """At most one more token of each image: the patch that CLS attends to most, if it is more than to itself.
+
+        Without CLS the patch of the largest norm, if it is massive among those not masked yet.
+        """
+        if self.attention is None:
+            strength = self.norms.masked_fill(masked, float(self.norms.min()))
+            passing = above_gap(strength, self.num_prefix, min_gap)
+        else:
+            strength = self.attention
+            passing = above_cls(strength, self.num_prefix, 1.0)
+        passing = passing & ~masked
+        best = torch.where(passing, strength, -torch.inf).argmax(1, keepdim=True)
+        return torch.zeros_like(masked).scatter(1, best, passing.gather(1, best))
+
+
+@contextmanager
+def watch(
+    layers: Iterable[AttentionLayer],
+    intervention: Intervention | None = None,
+    groups: Bool[Tensor, "B G N"] | None = None,
+) -> Iterator[dict[int, BlockView]]:
+    """Fill a view of each block in each forward; afterwards the layers have what was attached to them before."""
+    views: dict[int, BlockView] = {}
+    silenced = intervention is not None and intervention.operator == "zero" and not intervention.keep_bias
+    with ExitStack() as undo:
+        for layer in layers:
+            core = layer.core
+            undo.callback(_restore, layer, core)
+            if silenced and intervention is not None and layer.index >= intervention.start_block:
+                undo.callback(layer.output_projection.register_forward_hook(_nothing).remove)
+            layer.attach(_Watched(core or Exact(), layer, views, intervention, groups))
+        yield views
+
+
+def _restore(layer: AttentionLayer, core: Attention | None) -> None:
+    if core is None:
+        layer.detach()
+    else:
+        layer.attach(core)
+
+
+def _nothing(_: nn.Module, __: object, output: Tensor) -> Tensor:
+    return torch.zeros_like(output)
+
+
+class _Watched(Attention):
+    def __init__(
+        self,
+        inner: Attention,
+        layer: AttentionLayer,
+        views: dict[int, BlockView],
+        intervention: Intervention | None,
+        groups: Bool[Tensor, "B G N"] | None,
+    ) -> None:
+        self.inner, self.layer, self.views = inner, layer, views
+        self.intervention, self.groups = intervention, groups
+
+    def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]:
+        active = self.intervention if self.intervention and inputs.layer >= self.intervention.start_block else None
+        self.views[inputs.layer] = self._view(inputs, active)
+        return self.inner(inputs) if active is None else _intervene(self.inner, inputs, active)
+
+    def macs(self, shape: AttentionShape, num_layers: int) -> int:
+        return self.inner.macs(shape, num_layers)
+
+    def _view(self, inputs: AttentionInputs, active: Intervention | None) -> BlockView:
+        logits = cls_logits(inputs.q, inputs.k, inputs.scale) if inputs.num_prefix else None
+        attention = None if logits is None else cls_attention(logits)
+        if logits is not None and active and active.operator == "mask":
+            attention = cls_attention(logits, active.tokens)
+        elif attention is not None and active and active.operator == "sink":
+            attention = attention.masked_fill(active.tokens, 0)
+        groups = None if self.groups is None else self.groups.float()
+        return BlockView(
+            num_prefix=inputs.num_prefix,
+            norms=inputs.x.float().norm(dim=-1),
+            logits=logits,
+            attention=attention,
+            received=None if groups is None else _received(inputs, groups),
+            suppression=None if groups is None else _suppression(inputs, groups, self.layer.output_projection.weight),
+        )
+
+
+def _intervene(inner: Attention, inputs: AttentionInputs, active: Intervention) -> Float[Tensor, "B H N D"]:
+    if active.operator == "zero":
+        return torch.zeros_like(inputs.v)
+    if not active.tokens.any():
+        return inner(inputs)
+    if (active.operator, active.pattern) == ("mask", "type1"):
+        return inner(without_keys(inputs, active.tokens))
+    if not inner.is_exact:
+        raise ImpossibleError(
+            f"operator={active.operator} with pattern={active.pattern} needs softmax attention, which this variant "
+            "does not form; use attention=exact, or operator=mask with pattern=type1"
+        )
+    attend: Callable[..., Tensor] = attend_masked if active.operator == "mask" else attend_sunk
+    return attend(inputs, active.tokens, active.pattern)
+
+
+def _received(inputs: AttentionInputs, groups: Float[Tensor, "B G N"]) -> Float[Tensor, "B G"]:
+    """Image by image, so that one attention matrix is in memory at a time."""
+    rows = []
+    for image, members in enumerate(groups):
+        one = AttentionInputs(
+            **{name: getattr(inputs, name)[image : image + 1] for name in ("q", "k", "v", "x")},
+            layer=inputs.layer, scale=inputs.scale, num_prefix=inputs.num_prefix,
+        )  # fmt: skip
+        rows.append(members @ attention_matrix(one).mean((0, 1, 2)) / members.sum(1))
+    return torch.stack(rows)
+
+
+def _suppression(
+    inputs: AttentionInputs, groups: Float[Tensor, "B G N"], weight: Float[Tensor, "C HD"]
+) -> Float[Tensor, "B H G G"]:
+    """The mean of a bilinear form is the form of the means, so that no N x N matrix is needed."""
+    x, v = inputs.x.float(), inputs.v.float()
+    of_group = groups / groups.sum(-1, keepdim=True)  # 0/0 = NaN where it is empty
+    directions = of_group @ (x / x.norm(dim=-1, keepdim=True))  # [B, G, C]
+    values = of_group[:, None] @ v  # [B, H, G, D]
+    by_head = weight.float().reshape(-1, v.shape[1], v.shape[3])  # [C, H, D]
+    written = torch.einsum("bhgd,chd->bhgc", values, by_head)
+    return torch.einsum("bac,bhgc->bhag", directions, written)
+
+
+def _required(row: Tensor | None) -> Tensor:
+    if row is None:
+        raise ImpossibleError("this model has no CLS token, so nothing is known of what it attends to; use the norms")
+    return row

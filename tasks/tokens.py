@@ -1,0 +1,245 @@
+"""Massive and artifact tokens: which they are, how they grow, and what happens once attention is kept from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fnabench.contract import Task
+from fnabench.data.base import Source
+from fnabench.errors import BadInputError, ImpossibleError, one_of
+from fnabench.loader import Batch, Loader
+from fnabench.models.base import Backbone, Blueprint, Model
+from fnabench.scores import SampleScores, Scores
+from fnabench.watch import DETECTORS, OPERATORS, PATTERNS, BlockView, Intervention, watch
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+GROUPS = ("cls", "massive", "artifact", "normal")
+"""Of a model without CLS the first is empty; registers are in none."""
+_COUNTED = ("massive_norm", "massive_cls", "artifact", "one_pass")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens(Task):
+    """Each image goes through the model as it is, and again for each round of the intervention.
+
+    Massive tokens are looked for in the input of detect_block: by the largest gap of the sorted log norms, and where
+    there is a CLS token also by what it attends to. Artifacts are what an intervention brings up: in each round the
+    patch that CLS attends to most in detect_block is taken from the attention of the blocks from start_block on, until
+    CLS attends to itself more; all that was found so and is not massive is an artifact. one_pass artifacts are those
+    that a single forward tells. To find none is a result.
+    """
+
+    detector: str = "norm"
+    """Which detector's massive tokens the groups are made of."""
+    ratio: float = 0.3
+    min_gap: float = 0.7
+    detect_block: int | None = None
+    """None: two thirds of the way up; the paper's is 13 of CLIP L/14's 24."""
+    operator: str = "mask"
+    """mask: logits -inf. sink: probabilities 0. zero: no attention at all, which needs iterative=false."""
+    pattern: str = "type1"
+    """type1: no query sees T. type2: each token of T keeps its own entry."""
+    start_block: int | None = None
+    """None: three eighths of the way up; the paper's is 9 of 24."""
+    rounds: int = 32
+    """Most rounds of the iterative intervention."""
+    iterative: bool = True
+    """False: a single round, on all massive tokens at once; the artifacts are then those of one pass."""
+    keep_bias: bool = True
+    """Of operator=zero: whether the bias of the output projection is still added."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("detector", DETECTORS), ("operator", OPERATORS), ("pattern", PATTERNS)):
+            if getattr(self, name) not in allowed:
+                raise one_of(f"task.{name}", getattr(self, name), allowed)
+        if self.rounds < 1 or self.ratio <= 0 or self.min_gap <= 0:
+            raise BadInputError(
+                f"task.rounds={self.rounds} must be at least 1, "
+                f"task.ratio={self.ratio} and task.min_gap={self.min_gap} above 0"
+            )
+        if self.operator == "zero" and self.iterative:
+            raise BadInputError("task.operator=zero takes no tokens one by one; give task.iterative=false")
+
+    @property
+    def metric(self) -> str:
+        return f"massive_{self.detector}"
+
+    @property
+    def needs_of_model(self) -> frozenset[str]:
+        return frozenset({"embed", "patches"})
+
+    @property
+    def needs_of_data(self) -> frozenset[str]:
+        return frozenset()
+
+    def check(self, model: Model, blueprint: Blueprint, source: Source) -> None:
+        super().check(model, blueprint, source)
+        num_blocks = len(blueprint.shapes)
+        for name in ("detect_block", "start_block"):
+            block = getattr(self, name)
+            if block is not None and not 0 <= block < num_blocks:
+                raise ImpossibleError(f"task.{name}={block} is no block of this model; allowed: 0..{num_blocks - 1}")
+        if self.detector == "cls" and not blueprint.shapes[0].num_prefix:
+            raise ImpossibleError(
+                "task.detector=cls looks at what CLS attends to, and this model has no CLS token; "
+                "use task.detector=norm"
+            )
+
+    def evaluate(self, backbone: Backbone, loader: Loader, fitted: Mapping[str, Tensor]) -> Scores:
+        ids: list[str] = []
+        batches = []
+        for batch in loader:
+            ids += [sample.id for sample in batch.samples]
+            batches.append(self._examine(backbone, batch))
+            grid = backbone.patch_grid(batch.images)
+        num_rounds = max(len(each["round_norm_cls"][0]) for each in batches)
+        arrays = {
+            name: np.concatenate([_padded(each[name], name, num_rounds) for each in batches]) for name in batches[0]
+        }
+        arrays |= {"grid": np.array(grid), "groups": np.array(GROUPS)}
+        return Scores(
+            metrics=_metrics(arrays, tuple(ids)),
+            headline=self.metric,
+            units=dict.fromkeys(_COUNTED, "tokens"),
+            arrays=arrays,
+            rows=_rows(arrays, ids),
+        )
+
+    def forward(self, backbone: Backbone, batch: Batch) -> Float[Tensor, "B E"]:
+        return backbone.encode_image(batch.images)
+
+    def _examine(self, backbone: Backbone, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Everything about the images of one batch, by name: [B, ...]."""
+        num_blocks = len(backbone.layers)
+        detect = 2 * num_blocks // 3 if self.detect_block is None else self.detect_block
+        start = 3 * num_blocks // 8 if self.start_block is None else self.start_block
+        with watch(backbone.layers) as plain:
+            self.forward(backbone, batch)
+        has_cls = plain[detect].attention is not None
+        found = {
+            f"massive_{detector}": plain[detect].massive(detector, self.ratio, self.min_gap)
+            for detector in (DETECTORS if has_cls else DETECTORS[:1])
+        }
+        massive = found[f"massive_{self.detector}"]
+        if has_cls:
+            found["one_pass"] = plain[detect].artifacts(massive)
+        masked, curves = self._intervene(backbone, batch, dict(plain), massive, detect, start)
+        artifact = masked & ~massive if self.iterative else found.get("one_pass", torch.zeros_like(massive))
+        groups = _groups(massive, artifact, plain[detect].num_prefix)
+        with watch(backbone.layers, groups=groups) as grouped:
+            self.forward(backbone, batch)
+        by_block = [grouped[block] for block in range(num_blocks)]
+        members = groups.float()
+        found |= {"massive": massive, "artifact": artifact} | curves
+        found |= {
+            "norms": torch.stack([(members @ view.norms[..., None])[..., 0] / members.sum(-1) for view in by_block], 1),
+            "received": torch.stack([_given(view.received) for view in by_block], 1),  # [B, L, G]
+            "suppression": torch.stack([_given(view.suppression) for view in by_block], 1),  # [B, L, H, G, G]
+        }
+        return {name: each.cpu().numpy() for name, each in found.items()}
+
+    def _intervene(
+        self,
+        backbone: Backbone,
+        batch: Batch,
+        views: dict[int, BlockView],
+        massive: Bool[Tensor, "B N"],
+        detect: int,
+        start: int,
+    ) -> tuple[Bool[Tensor, "B N"], dict[str, Tensor]]:
+        """T after the last round, and the curves over the rounds, of which the first is the model as it is."""
+        masked = torch.zeros_like(massive)
+        curves = [_point(views, detect, masked)]
+        for _ in range(self.rounds if self.iterative else 1):
+            more = views[detect].strongest(masked, self.min_gap) if self.iterative else massive
+            if self.operator != "zero":
+                if not more.any():
+                    break
+                masked = masked | more
+            intervention = Intervention(
+                tokens=masked, start_block=start, operator=self.operator, pattern=self.pattern, keep_bias=self.keep_bias
+            )
+            with watch(backbone.layers, intervention) as views:
+                self.forward(backbone, batch)
+            curves.append(_point(views, detect, masked))
+        return masked, {f"round_{name}": torch.stack([point[name] for point in curves], 1) for name in curves[0]}
+
+
+def _point(views: Mapping[int, BlockView], detect: int, masked: Bool[Tensor, "B N"]) -> dict[str, Tensor]:
+    """One round: norms of the blocks' inputs [B, L], what CLS attends to in detect_block [B]; NaN where no token is."""
+    blocks = [views[block] for block in sorted(views)]
+    patch = torch.ones_like(masked)
+    patch[:, : blocks[0].num_prefix] = False
+
+    def largest(values: Tensor, tokens: Tensor) -> Tensor:
+        return torch.where(tokens.any(1), values.masked_fill(~tokens, -torch.inf).amax(1), torch.nan)
+
+    nothing = torch.full_like(blocks[0].norms, torch.nan)
+    attention = nothing if views[detect].attention is None else _given(views[detect].attention)
+    point = {
+        "num_tokens": masked.sum(1),
+        "norm_masked": torch.stack([largest(view.norms, masked) for view in blocks], 1),
+        "norm_rest": torch.stack([largest(view.norms, patch & ~masked) for view in blocks], 1),
+        "attention_masked": torch.where(masked, attention, 0).sum(1),
+        "attention_strongest": largest(attention, patch & ~masked),
+    }
+    cls = nothing[:, 0] if views[detect].attention is None else attention[:, 0]
+    norms = [nothing[:, 0] if view.attention is None else view.norms[:, 0] for view in blocks]
+    return point | {"attention_cls": cls, "norm_cls": torch.stack(norms, 1)}
+
+
+def _groups(massive: Bool[Tensor, "B N"], artifact: Bool[Tensor, "B N"], num_prefix: int) -> Bool[Tensor, "B G N"]:
+    cls = torch.zeros_like(massive)
+    cls[:, : min(num_prefix, 1)] = True
+    normal = ~(massive | artifact)
+    normal[:, :num_prefix] = False
+    return torch.stack([cls, massive, artifact, normal], 1)
+
+
+def _padded(values: NDArray[Any], name: str, num_rounds: int) -> NDArray[Any]:
+    """Batches that ended earlier stay as their last round left them."""
+    if not name.startswith("round_"):
+        return values
+    return np.concatenate([values, np.repeat(values[:, -1:], num_rounds - values.shape[1], axis=1)], axis=1)
+
+
+def _metrics(arrays: Mapping[str, NDArray[Any]], ids: tuple[str, ...]) -> dict[str, SampleScores]:
+    """Tokens of each kind for an image, and how far one pass finds what the rounds do: intersection over union."""
+    metrics = {name: SampleScores.mean_of(arrays[name].sum(1), ids) for name in _COUNTED if name in arrays}
+    if "one_pass" in arrays:
+        one, all_rounds = arrays["one_pass"], arrays["artifact"]
+        metrics["one_pass_iou"] = SampleScores(
+            ids=ids,
+            clusters=ids,
+            numerator=(one & all_rounds).sum(1, keepdims=True).astype(np.float64),
+            denominator=(one | all_rounds).sum(1, keepdims=True).astype(np.float64),
+        )
+    return metrics
+
+
+def _rows(arrays: Mapping[str, NDArray[Any]], ids: list[str]) -> dict[str, list[Any]]:
+    """One row a token that was found: the image, the token, its row and column among the patches, and its kind."""
+    height, width = (int(edge) for edge in arrays["grid"])
+    num_prefix = arrays["massive"].shape[1] - height * width
+    columns: dict[str, list[Any]] = {name: [] for name in ("id", "token", "row", "column", "kind")}
+    for kind in ("massive", "artifact"):
+        for image, token in np.argwhere(arrays[kind]).tolist():
+            row, column = divmod(token - num_prefix, width)
+            for name, value in zip(columns, (ids[image], token, row, column, kind), strict=True):
+                columns[name].append(value)
+    return columns
+
+
+def _given(values: Tensor | None) -> Tensor:
+    if values is None:
+        raise RuntimeError("this was not asked for")
+    return values

@@ -1,0 +1,338 @@
+"""Massive and artifact tokens: exact outcomes of every detector and operator on a planted model."""
+
+from __future__ import annotations
+
+import json
+from math import sqrt
+
+import numpy as np
+import pytest
+import torch
+from builders import KINDS, attention_inputs, random_images, shape_of, softmax_attention, timm_model
+from builders import watch as watched
+from fnabench.tasks.tokens import GROUPS, Tokens
+from lookup import Numbered, samples
+from planted import (
+    ARTIFACT,
+    DETECT_BLOCK,
+    GROWTH,
+    GROWTH_BLOCK,
+    MASSIVE,
+    planted_backbone,
+    planted_images,
+    tokens,
+)
+from small_world import NUM_IMAGES, SmallWorld
+
+from fnabench.attention.exact import Exact
+from fnabench.attention.fna import Fna
+from fnabench.errors import BadInputError, ImpossibleError
+from fnabench.loader import Loader
+from fnabench.models.base import Blueprint
+from fnabench.models.timm_vit import TimmBackbone
+from fnabench.store import ARRAYS, ROWS, read_record
+from fnabench.watch import Intervention, watch
+
+GROUP = {name: number for number, name in enumerate(GROUPS)}
+PLAIN_SIZE, FREE_SIZE, ARTIFACT_SIZE = 0.5 * GROWTH, 1.5 * GROWTH, 0.7 * GROWTH
+"""MASSIVE when it is suppressed and when it is not, and ARTIFACT when it is not."""
+
+
+@torch.inference_mode()
+def examine(backbone=None, images=None, batch_size=2, **settings):
+    """All arrays of the task."""
+    images = planted_images() if images is None else images
+    loader = Loader(
+        source=Numbered(samples(label=range(len(images)))),
+        transform=lambda image: images[np.array(image)[0, 0, 0]],
+        batch_size=batch_size, num_workers=0, device=torch.device("cpu"), dtype=torch.float32,
+    )  # fmt: skip
+    task = Tokens(**({"detect_block": DETECT_BLOCK, "start_block": GROWTH_BLOCK} | settings))
+    return task.evaluate(backbone or planted_backbone(), loader, {})
+
+
+def sizes(**settings):
+    """What MASSIVE and ARTIFACT have grown to under an intervention on MASSIVE."""
+    backbone = planted_backbone()
+    intervention = Intervention(tokens=tokens(MASSIVE), start_block=GROWTH_BLOCK, **settings)
+    outputs = []
+    backbone.module.blocks[GROWTH_BLOCK].register_forward_hook(lambda _, __, output: outputs.append(output))
+    with torch.inference_mode(), watch(backbone.layers, intervention):
+        backbone.encode_image(planted_images())
+    return outputs[0][0, MASSIVE, 2].item(), outputs[0][0, ARTIFACT, 2].item()
+
+
+# The detectors
+
+
+@pytest.mark.parametrize("detector", ["norm", "cls"])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_the_massive_token_and_the_artifact_are_found_and_nothing_else(detector, batch_size):
+    scores = examine(detector=detector, batch_size=batch_size)
+    for name in ("massive", "massive_norm", "massive_cls"):
+        np.testing.assert_array_equal(scores.arrays[name], tokens(MASSIVE))
+    for name in ("artifact", "one_pass"):
+        np.testing.assert_array_equal(scores.arrays[name], tokens(ARTIFACT))
+    assert scores.headline == f"massive_{detector}"
+    assert {name: each.value for name, each in scores.metrics.items()} == {
+        "massive_norm": 0.5, "massive_cls": 0.5, "artifact": 0.5, "one_pass": 0.5, "one_pass_iou": 1.0,
+    }  # fmt: skip
+    assert scores.rows == {
+        "id": ["image 0"] * 2, "token": [MASSIVE, ARTIFACT], "row": [1, 2], "column": [1, 1],
+        "kind": ["massive", "artifact"],
+    }  # fmt: skip
+
+
+def test_none_found_is_a_result():
+    scores = examine(images=planted_images()[1:], batch_size=1)
+    assert {each.value for each in scores.metrics.values()} == {0.0}
+    assert scores.arrays["round_num_tokens"].tolist() == [[0]]
+    assert np.isnan(scores.arrays["norms"][:, :, GROUP["massive"]]).all()
+    assert np.isfinite(scores.arrays["norms"][:, :, GROUP["normal"]]).all()
+    assert scores.rows["id"] == []
+
+
+# The operators
+
+
+@pytest.mark.parametrize(
+    ("settings", "massive", "artifact"),
+    [
+        ({"operator": "mask", "pattern": "type1"}, FREE_SIZE, ARTIFACT_SIZE),
+        ({"operator": "mask", "pattern": "type2"}, PLAIN_SIZE, ARTIFACT_SIZE),
+        ({"operator": "sink", "pattern": "type1"}, FREE_SIZE, ARTIFACT_SIZE),
+        ({"operator": "sink", "pattern": "type2"}, PLAIN_SIZE, ARTIFACT_SIZE),
+        ({"operator": "zero"}, FREE_SIZE, ARTIFACT_SIZE),
+    ],
+)
+def test_tokens_grow_as_the_weights_say(settings, massive, artifact):
+    assert sizes(**settings) == pytest.approx((massive, artifact), abs=1e-3)
+
+
+def test_blocks_below_the_start_are_left_alone():
+    backbone = planted_backbone()
+    late = Intervention(tokens=tokens(MASSIVE), start_block=GROWTH_BLOCK + 1)
+    with torch.inference_mode(), watch(backbone.layers, late) as views:
+        backbone.encode_image(planted_images())
+    assert views[DETECT_BLOCK].norms[0, MASSIVE].item() == pytest.approx(sqrt(PLAIN_SIZE**2 + 3), abs=1e-3)
+
+
+@pytest.mark.parametrize(("keep_bias", "drive"), [(True, 2.3), (False, 2.0)])
+def test_without_attention_the_bias_stays_or_goes(keep_bias, drive):
+    backbone = planted_backbone()
+    backbone.module.blocks[GROWTH_BLOCK].attn.proj.bias[1] = 0.3
+    nothing = Intervention(tokens=tokens(), start_block=GROWTH_BLOCK, operator="zero", keep_bias=keep_bias)
+    with torch.inference_mode(), watch(backbone.layers, nothing) as views:
+        backbone.encode_image(planted_images())
+    size = GROWTH * (drive - 0.5)
+    assert views[DETECT_BLOCK].norms[0, MASSIVE].item() == pytest.approx(sqrt(size**2 + drive**2 + 2), abs=1e-3)
+
+
+@pytest.mark.parametrize("operator", ["mask", "sink"])
+@pytest.mark.parametrize("pattern", ["type1", "type2"])
+def test_a_whole_model_under_an_operator_is_what_written_out_probabilities_give(operator, pattern):
+    module, images = timm_model(), random_images()
+    backbone = TimmBackbone(module, lambda image: image)
+    chosen = torch.zeros(2, 17, dtype=torch.bool)
+    chosen[0, [3, 7]] = chosen[1, 16] = True
+    hidden = chosen[:, None, None, :].expand(-1, -1, 17, -1).clone()
+    if pattern == "type2":
+        hidden.diagonal(dim1=2, dim2=3)[:] = False
+    expected = []
+    with torch.inference_mode():
+        x = module.norm_pre(module._pos_embed(module.patch_embed(images)))
+        for number, block in enumerate(module.blocks):
+            q, k, v = block.attn.qkv(block.norm1(x)).reshape(2, 17, 3, 3, 64).permute(2, 0, 3, 1, 4).double()
+            logits = 64**-0.5 * q @ k.mT
+            weights = logits.softmax(-1)
+            if number >= 2:
+                masked = logits.masked_fill(hidden, -torch.inf).softmax(-1)
+                weights = masked if operator == "mask" else weights.masked_fill(hidden, 0)
+            x = x + block.attn.proj((weights @ v).float().transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.norm2(x))
+            expected.append(x)
+        intervention = Intervention(tokens=chosen, start_block=2, operator=operator, pattern=pattern)
+        with watch(backbone.layers, intervention) as views:
+            features = module.forward_features(images)
+    torch.testing.assert_close(features, module.norm(expected[-1]), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(views[3].norms, expected[2].norm(dim=-1), atol=1e-3, rtol=1e-3)
+
+
+# The rounds
+
+
+def test_masking_brings_up_the_artifact_round_by_round():
+    arrays = examine().arrays
+    assert arrays["round_num_tokens"].tolist() == [[0, 1, 2], [0, 0, 0]]
+    rest = arrays["round_norm_rest"][0, :, DETECT_BLOCK]
+    assert rest == pytest.approx([sqrt(PLAIN_SIZE**2 + 3), sqrt(ARTIFACT_SIZE**2 + 1.44 + 1), 1], abs=1e-3)
+    assert np.isnan(arrays["round_norm_masked"][0, 0]).all()
+    masked = arrays["round_norm_masked"][0, 1:, DETECT_BLOCK]
+    assert masked == pytest.approx([sqrt(FREE_SIZE**2 + 4 + 2)] * 2, abs=1e-3)
+    assert (arrays["round_attention_masked"] == 0).all()
+    strongest = arrays["round_attention_strongest"][0]
+    assert strongest[0] == pytest.approx(0.5 + 0.05 / 9, abs=1e-4)
+    assert strongest[1] == pytest.approx(0.5 + 0.5 / 89, abs=1e-4)
+
+
+def test_sinking_throws_the_attention_away_so_that_nothing_takes_over():
+    arrays = examine(operator="sink").arrays
+    assert arrays["round_num_tokens"].tolist() == [[0, 1], [0, 0]]
+    assert not arrays["artifact"].any()
+    assert arrays["round_attention_cls"][0] == pytest.approx([0.45, 0.45], abs=1e-4)
+
+
+def test_one_shot_takes_all_massive_tokens_in_one_round_and_one_pass_for_the_artifacts():
+    arrays = examine(iterative=False).arrays
+    assert arrays["round_num_tokens"].tolist() == [[0, 1], [0, 0]]
+    np.testing.assert_array_equal(arrays["artifact"], tokens(ARTIFACT))
+
+
+def test_zero_needs_no_tokens():
+    arrays = examine(operator="zero", iterative=False).arrays
+    assert arrays["round_num_tokens"].tolist() == [[0, 0], [0, 0]]
+    assert arrays["round_norm_rest"][0, 1, DETECT_BLOCK] == pytest.approx(sqrt(FREE_SIZE**2 + 4 + 2), abs=1e-3)
+
+
+def test_the_rounds_end_at_their_limit():
+    assert examine(rounds=1).arrays["round_num_tokens"].tolist() == [[0, 1], [0, 0]]
+
+
+# Groups
+
+
+def test_norms_attention_and_suppression_are_told_by_group():
+    arrays = examine().arrays
+    expected = [sqrt(2), sqrt(PLAIN_SIZE**2 + 3), sqrt(1.04), sqrt(2)]
+    assert arrays["norms"][0, DETECT_BLOCK] == pytest.approx(expected, abs=1e-3)
+    other = 0.1 / 9 / 2
+    assert arrays["received"][0, GROWTH_BLOCK] == pytest.approx([0.45, 0.5 + other, other, other], abs=1e-4)
+    suppression = np.zeros((2, 4, 4))
+    suppression[0, GROUP["massive"], GROUP["massive"]] = -2 / sqrt(6)
+    suppression[0, GROUP["artifact"], GROUP["massive"]] = -1.2 / sqrt(2.44)
+    np.testing.assert_allclose(arrays["suppression"][0, GROWTH_BLOCK], suppression, atol=1e-5)
+
+
+def test_the_suppression_matrix_is_the_mean_over_all_pairs_of_tokens():
+    module = timm_model()
+    backbone = TimmBackbone(module, lambda image: image)
+    groups = torch.zeros(2, 2, 17, dtype=torch.bool)
+    groups[:, 0, [1, 4, 9]] = groups[:, 1, [2, 3]] = True
+    seen = watched(Exact())
+    seen.attach([backbone.layers[1]])
+    with torch.inference_mode(), watch(backbone.layers, groups=groups) as views:
+        backbone.encode_image(random_images())
+    inputs, weight = seen.seen[0], module.blocks[1].attn.proj.weight
+    for head in range(3):
+        written = inputs.v[:, head] @ weight[:, 64 * head : 64 * head + 64].T  # [B, N, C]
+        pairs = torch.nn.functional.normalize(inputs.x, dim=-1) @ written.mT
+        expected = pairs[:, [1, 4, 9]][:, :, [2, 3]].mean((1, 2))
+        torch.testing.assert_close(views[1].suppression[:, head, 0, 1], expected, atol=1e-5, rtol=1e-4)
+    attended = softmax_attention(inputs.q, inputs.k, torch.eye(17).expand(2, 3, 17, 17), inputs.scale)
+    expected = attended.mean((1, 2))[:, [2, 3]].mean(1).float()
+    torch.testing.assert_close(views[1].received[:, 1], expected, atol=1e-5, rtol=1e-4)
+
+
+# Variants, models and mistakes
+
+
+def test_watching_changes_nothing_and_the_layers_get_their_variants_back():
+    module, fna = timm_model(), Fna(num_landmarks=5)
+    backbone = TimmBackbone(module, lambda image: image)
+    fna.attach(backbone.layers.select("half"))
+    with torch.inference_mode():
+        plain = backbone.encode_image(random_images())
+        with watch(backbone.layers) as views:
+            assert torch.equal(backbone.encode_image(random_images()), plain)
+    assert sorted(views) == [0, 1, 2, 3]
+    assert [layer.core for layer in backbone.layers] == [None, None, fna, fna]
+
+
+def test_a_variant_is_masked_but_cannot_be_sunk():
+    module, fna = timm_model(), Fna(num_landmarks=5)
+    backbone = TimmBackbone(module, lambda image: image)
+    fna.attach(backbone.layers)
+    chosen = torch.zeros(2, 17, dtype=torch.bool)
+    chosen[:, 3] = True
+    with torch.inference_mode(), watch(backbone.layers, Intervention(tokens=chosen, start_block=1)):
+        assert backbone.encode_image(random_images()).isfinite().all()
+    with (
+        torch.inference_mode(),
+        watch(backbone.layers, Intervention(tokens=chosen, start_block=1, operator="sink")),
+        pytest.raises(ImpossibleError, match=r"operator=sink .* use attention=exact"),
+    ):
+        backbone.encode_image(random_images())
+    assert [layer.core for layer in backbone.layers] == [fna] * 4
+
+
+@pytest.mark.parametrize("kind", ["SigLIP with attention pool", "DINOv2 with registers", "layer scale"])
+def test_other_kinds_of_models_can_be_examined(kind):
+    backbone = TimmBackbone(timm_model(kind), lambda image: image)
+    arrays = examine(backbone, random_images(3, size=KINDS[kind].image_size), detect_block=2, start_block=1).arrays
+    num_prefix = KINDS[kind].num_prefix
+    assert not arrays["massive"][:, :num_prefix].any()
+    assert ("massive_cls" in arrays) == ("one_pass" in arrays) == bool(num_prefix)
+    normal = ~(arrays["massive"] | arrays["artifact"])[:, num_prefix:].all(1)
+    np.testing.assert_array_equal(np.isfinite(arrays["norms"][:, :, GROUP["normal"]]).all(1), normal)
+    assert np.isnan(arrays["norms"][:, :, GROUP["cls"]]).all() == (num_prefix == 0)
+
+
+def test_without_cls_the_rounds_go_by_the_norms():
+    backbone = TimmBackbone(timm_model("SigLIP with attention pool"), lambda image: image)
+    huge = torch.zeros(1, 16, 96)
+    huge[0, 6] = 50
+    huge[0, 9] = 30
+    backbone.module.pos_embed += huge
+    arrays = examine(backbone, random_images(1), batch_size=1, detect_block=0, start_block=0).arrays
+    assert np.flatnonzero(arrays["massive"][0]).tolist() == [6, 9]
+    assert arrays["round_num_tokens"].tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"detector": "magic"}, r"task\.detector=magic is not known; allowed: norm, cls"),
+        ({"operator": "drop"}, r"task\.operator=drop is not known; allowed: mask, sink, zero"),
+        ({"pattern": "type3"}, r"task\.pattern=type3"),
+        ({"rounds": 0}, r"task\.rounds=0 must be at least 1"),
+        ({"operator": "zero"}, "give task.iterative=false"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(BadInputError, match=message):
+        Tokens(**settings)
+
+
+class Offering:
+    """A model and a data set that have all that is needed."""
+
+    offers = frozenset({"embed", "patches"})
+    provides = frozenset()
+
+
+def test_a_block_that_is_not_there_and_cls_where_there_is_none_are_refused():
+    shape = shape_of(attention_inputs(num_prefix=0))
+    blueprint = Blueprint(shapes=(shape,) * 4, image_size=(64, 64), num_classes=0)
+    with pytest.raises(ImpossibleError, match=r"task\.start_block=4 is no block of this model; allowed: 0\.\.3"):
+        Tokens(start_block=4).check(Offering(), blueprint, Offering())
+    with pytest.raises(ImpossibleError, match=r"task\.detector=cls .* use task\.detector=norm"):
+        Tokens(detector="cls").check(Offering(), blueprint, Offering())
+    Tokens().check(Offering(), blueprint, Offering())
+
+
+# The command
+
+
+def test_the_command_keeps_the_masks_beside_the_record(tmp_path, monkeypatch, capsys):
+    world = SmallWorld(tmp_path, monkeypatch, capsys)
+    code, out, _ = world.run(task="tokens", data__labels="null", format="json")
+    assert code == 0
+    assert json.loads(out)["metric"] == "massive_norm"
+    for folder in world.records():
+        record = read_record(folder)
+        assert {ARRAYS, ROWS} <= set(record.files)
+        with np.load(folder / ARRAYS) as arrays:
+            assert arrays["massive"].shape == (NUM_IMAGES, 17)
+            assert arrays["massive"].sum() == record.score.value * NUM_IMAGES
+    (folder / ARRAYS).write_bytes(b"")
+    assert "is not the file that was written" in world.refused(task="tokens", data__labels="null")
