@@ -153,7 +153,8 @@ def test_a_bad_job_of_a_sweep_does_not_stop_the_others(world):
 
 def test_an_unknown_choice_names_the_allowed_ones(world):
     line = world.refused(attention="magic")
-    assert "attention=magic is not known; allowed: exact, fna, " in line
+    assert line.startswith("fnabench: attention=magic is not known; allowed: exact, ")
+    assert line.endswith(", native")
 
 
 def test_an_unknown_option_is_one_line(world):
