@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+
+COMMANDS = {"leaderboard": "fnabench.leaderboard", "figures": "fnabench.figures.command"}
+"""Words in front that are commands of their own."""
 
 
 def main() -> None:
-    """The command line; a word in front, such as `leaderboard`, is a command of its own."""
-    if sys.argv[1:2] == ["leaderboard"]:
-        from fnabench.leaderboard import main as command
-
+    """The command line."""
+    module = COMMANDS.get(" ".join(sys.argv[1:2]))
+    if module:
         sys.argv[1:] = sys.argv[2:]
-    else:
-        from fnabench.cli import main as command
-    command()
+    import_module(module or "fnabench.cli").main()
 
 
 if __name__ == "__main__":

@@ -75,6 +75,11 @@ class Experiment:
             config=config,
         )
 
+    @classmethod
+    def again(cls, config: Mapping[str, Any], names: Mapping[str, str]) -> Experiment:
+        """The experiment whose record holds this configuration."""
+        return cls.of(OmegaConf.create(dict(config)), names)
+
     @property
     def is_twin(self) -> bool:
         """Whether this is exact attention through the seam, which every other run is compared with."""

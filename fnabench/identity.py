@@ -15,7 +15,7 @@ LOCATION: Mapping[str, Any] = {"is_location": True}
 
 NOT_IN_KEY = (
     "__init__.py", "__main__.py", "cli.py", "leaderboard.py", "progress.py", "report.py", "store.py", "surgery.py",
-    "tasks.py", "trackers.py", "bench", "train",
+    "tasks.py", "trackers.py", "bench", "figures", "train",
 )  # fmt: skip
 """Files and folders of the package that start, keep and show results; all the rest decides what a result is."""
 

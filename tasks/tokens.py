@@ -106,6 +106,7 @@ class Tokens(Task):
             name: np.concatenate([_padded(each[name], name, num_rounds) for each in batches]) for name in batches[0]
         }
         arrays |= {"grid": np.array(grid), "groups": np.array(GROUPS)}
+        arrays |= {"blocks": np.array(self._blocks(len(backbone.layers)))}
         return Scores(
             metrics=_metrics(arrays, tuple(ids)),
             headline=self.metric,
@@ -120,8 +121,7 @@ class Tokens(Task):
     def _examine(self, backbone: Backbone, batch: Batch) -> dict[str, NDArray[Any]]:
         """Everything about the images of one batch, by name: [B, ...]."""
         num_blocks = len(backbone.layers)
-        detect = 2 * num_blocks // 3 if self.detect_block is None else self.detect_block
-        start = 3 * num_blocks // 8 if self.start_block is None else self.start_block
+        detect, start = self._blocks(num_blocks)
         with watch(backbone.layers) as plain:
             self.forward(backbone, batch)
         has_cls = plain[detect].attention is not None
@@ -146,6 +146,11 @@ class Tokens(Task):
             "suppression": torch.stack([_given(view.suppression) for view in by_block], 1),  # [B, L, H, G, G]
         }
         return {name: each.cpu().numpy() for name, each in found.items()}
+
+    def _blocks(self, num_blocks: int) -> tuple[int, int]:
+        """detect_block and start_block."""
+        detect = 2 * num_blocks // 3 if self.detect_block is None else self.detect_block
+        return detect, 3 * num_blocks // 8 if self.start_block is None else self.start_block
 
     def _intervene(
         self,

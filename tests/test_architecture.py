@@ -32,7 +32,7 @@ LAYERS = (
     ("store",),
     ("experiment",),
     ("run",),
-    ("report", "trackers", "leaderboard", "bench.*", "train.*"),
+    ("report", "trackers", "leaderboard", "figures.*", "bench.*", "train.*"),
     ("cli",),
     ("__main__", "__init__"),
 )
@@ -117,7 +117,7 @@ def layer_of(name: str) -> int:
 def family_of(name: str) -> str:
     """What a module may import from beside itself: its own package of files, and models that share their first word."""
     parts = name.split(".")
-    if parts[0] in ("train", "bench", "kernels"):
+    if parts[0] in ("train", "bench", "figures", "kernels"):
         return parts[0]
     if parts[0] == "models":
         return ".".join([parts[0], parts[1].split("_")[0]])

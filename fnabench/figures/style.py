@@ -1,0 +1,42 @@
+"""What all pictures share: colours that colour-blind readers can tell apart, and how a figure becomes files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fnabench.errors import MissingError
+
+BLACK, ORANGE, BLUE, GREY, GREEN = "#000000", "#D55E00", "#0072B2", "#7F7F7F", "#009E73"
+"""Of the palette of Okabe and Ito."""
+FORMATS = ("png", "svg")
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure, in inches, that needs no display."""
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingError("pictures need matplotlib; install it with: pip install 'fnabench[figures]'") from error
+    mpl.rcParams["svg.hashsalt"] = "fnabench"  # the same picture gives the same file
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Any, folder: Path, name: str) -> list[Path]:
+    """Write the figure in all FORMATS."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{form}" for form in FORMATS]
+    for path in paths:
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(path, dpi=150, facecolor="white", metadata=metadata)
+    return paths
+
+
+def tidy(axes: Any, title: str, x: str, y: str) -> None:
+    """Labels and a light grid."""
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,266 @@
+"""The pictures of one record of task=tokens, and its counts as a table."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fnabench.errors import BadInputError, MissingError
+from fnabench.experiment import Experiment
+from fnabench.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, new_figure, save, tidy
+from fnabench.record import Record
+from fnabench.store import ARRAYS, read_record
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Arrays = dict[str, NDArray[Any]]
+
+LOOK = {"cls": (BLACK, "o"), "massive": (ORANGE, "^"), "artifact": (BLUE, "s"), "normal": (GREY, "v")}
+"""Colour and marker of each group."""
+COUNTED = ("massive_norm", "massive_cls", "artifact", "one_pass")
+PERCENTILES = (5, 25, 50, 75, 95)
+
+
+def draw(folder: Path, out: Path, num_images: int) -> list[Path]:
+    """Write all pictures and the table; returns their paths. Images are no part of a record: they are read again."""
+    record = _record_of_tokens(folder)
+    with np.load(folder / ARRAYS) as file:
+        arrays = dict(file)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "tokens.md").write_text(to_markdown(record, arrays), encoding="utf-8")
+    figures = {
+        "growth": growth(arrays),
+        "rounds": rounds(record, arrays),
+        "suppression": suppression(arrays),
+        "suppression_heads": suppression_of_heads(arrays),
+        "places": places(arrays),
+    }
+    if num_images and (images := _images(record, min(num_images, record.num_samples))):
+        figures["images"] = on_images(arrays, images)
+    return [out / "tokens.md", *(path for name, figure in figures.items() for path in save(figure, out, name))]
+
+
+def to_markdown(record: Record, arrays: Arrays) -> str:
+    """How many tokens of each kind an image has."""
+    detect, start = arrays["blocks"].tolist()
+    settings = record.identity["task"]
+    lines = [
+        f"# Massive and artifact tokens: {record.model} on {record.data}, attention={record.attention}\n",
+        f"{record.num_samples} images, {record.num_tokens} tokens, {record.num_layers} blocks. Looked for in the input "
+        f"of block {detect}; {settings['operator']}, {settings['pattern']} from block {start} on. one_pass: artifacts "
+        "found by one forward.\n",
+        "| tokens of an image | mean | " + " | ".join(f"p{p}" for p in PERCENTILES) + " | images with none |",
+        "| --- " * (len(PERCENTILES) + 3) + "|",
+    ]
+    for name in COUNTED:
+        if name in arrays:
+            counts = arrays[name].sum(1)
+            at = " | ".join(f"{value:g}" for value in np.percentile(counts, PERCENTILES))
+            lines.append(f"| {name} | {counts.mean():.2f} | {at} | {(counts == 0).mean():.0%} |")
+    return "\n".join(lines) + "\n"
+
+
+def growth(arrays: Arrays) -> Any:
+    """Norms of the groups and the attention that their tokens receive, block by block."""
+    figure = new_figure(10, 4)
+    left, right = figure.subplots(1, 2)
+    for number, group in enumerate(arrays["groups"].tolist()):
+        colour, marker = LOOK[group]
+        for axes, name in ((left, "norms"), (right, "received")):
+            values = arrays[name][:, :, number]
+            if np.isnan(values).all():
+                continue
+            low, middle, high = _over_images(values)
+            label = group if group != "cls" else "CLS"
+            axes.plot(middle, color=colour, marker=marker, markersize=4, label=label)
+            axes.fill_between(range(len(middle)), low, high, color=colour, alpha=0.15, linewidth=0)
+    tidy(left, "Norm of the block's input (mean, 10th to 90th percentile)", "block", "L2 norm")
+    tidy(right, "Attention that one token receives (mean over queries, heads)", "block", "share of the attention")
+    for axes in (left, right):
+        axes.set_yscale("log")
+        axes.legend(frameon=False)
+    return figure
+
+
+def rounds(record: Record, arrays: Arrays) -> Any:
+    """The largest remaining norm block by block, and what CLS attends to, round by round."""
+    figure = new_figure(10, 4)
+    left, right = figure.subplots(1, 2)
+    detect, start = arrays["blocks"].tolist()
+    settings = record.identity["task"]
+    largest = _mean(arrays["round_norm_rest"])  # [R, L]
+    import matplotlib as mpl
+
+    shades = mpl.colormaps["cividis"](np.linspace(0, 0.9, len(largest)))
+    for number, (norms, shade) in enumerate(zip(largest, shades, strict=True)):
+        left.plot(norms, color=shade, marker="o", markersize=2.5, label=f"{number}")
+    left.axvline(start, color=GREY, linestyle=":", linewidth=1)
+    left.set_yscale("log")
+    tidy(
+        left,
+        "Largest norm of a patch that is not yet taken out",
+        "block (dotted: the operator holds from here)",
+        "L2 norm",
+    )
+    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, max(len(largest) - 1, 1)), mpl.colors.ListedColormap(shades))
+    figure.colorbar(scale, ax=left, label="round").locator = mpl.ticker.MaxNLocator(integer=True)
+    curves = (
+        ("round_attention_cls", "CLS itself", BLACK, "o"),
+        ("round_attention_strongest", "strongest remaining patch", BLUE, "s"),
+        ("round_attention_masked", "all patches taken out", ORANGE, "^"),
+    )
+    for name, label, colour, marker in curves:
+        if not np.isnan(arrays[name]).all():
+            right.plot(_mean(arrays[name]), color=colour, marker=marker, markersize=4, label=label)
+    operator = f"{settings['operator']}, {settings['pattern']}"
+    tidy(right, f"What CLS attends to in block {detect} ({operator})", "round", "share of the attention")
+    right.xaxis.get_major_locator().set_params(integer=True)
+    taken = right.twinx()
+    taken.plot(_mean(arrays["round_num_tokens"]), color=GREEN, linestyle="--", linewidth=1.5)
+    taken.set_ylabel("tokens taken out (dashed)", color=GREEN)
+    taken.spines[["top"]].set_visible(False)
+    if right.lines:
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3, frameon=False)
+    return figure
+
+
+def suppression(arrays: Arrays) -> Any:
+    """The suppression matrix of each block, mean over heads and images."""
+    matrices = _mean(_mean(arrays["suppression"].transpose(0, 2, 1, 3, 4)))  # heads, then images, where there are both
+    return _matrices(arrays, matrices, [f"block {number}" for number in range(len(matrices))])
+
+
+def suppression_of_heads(arrays: Arrays) -> Any:
+    """The suppression matrix of each head of the last block before tokens are looked for."""
+    block = max(int(arrays["blocks"][0]) - 1, 0)
+    matrices = _mean(arrays["suppression"][:, block])  # [H, G, G]
+    return _matrices(arrays, matrices, [f"block {block}, head {head}" for head in range(len(matrices))])
+
+
+def places(arrays: Arrays) -> Any:
+    """How often each place is massive or an artifact, and how many an image has."""
+    figure = new_figure(11, 3.6)
+    axes = figure.subplots(1, 3)
+    for panel, kind in zip(axes, ("massive", "artifact"), strict=False):
+        share = _on_grid(arrays, arrays[kind].mean(0))
+        shown = panel.imshow(share, cmap="cividis", vmin=0, vmax=max(share.max(), 1e-9))
+        panel.set_title(f"Share of images: {kind}", fontsize=10, loc="left")
+        panel.set_xlabel("column of patches")
+        panel.set_ylabel("row of patches")
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.get_major_locator().set_params(integer=True)
+        figure.colorbar(shown, ax=panel, shrink=0.85)
+    last = max(int(arrays[kind].sum(1).max()) for kind in ("massive", "artifact"))
+    for kind, shift in (("massive", -0.2), ("artifact", 0.2)):
+        counts = np.bincount(arrays[kind].sum(1), minlength=last + 1)
+        colour = LOOK[kind][0]
+        axes[2].bar(np.arange(last + 1) + shift, counts, width=0.4, color=colour, label=kind)
+    tidy(axes[2], "Tokens of an image", "tokens", "images")
+    axes[2].legend(frameon=False)
+    return figure
+
+
+def on_images(arrays: Arrays, images: Sequence[NDArray[Any]]) -> Any:
+    """The first images with their massive and artifact tokens outlined."""
+    figure = new_figure(2.2 * len(images), 2.7)
+    height, width = arrays["grid"].tolist()
+    for number, (axes, image) in enumerate(zip(np.ravel(figure.subplots(1, len(images))), images, strict=True)):
+        axes.imshow(image)
+        axes.set_axis_off()
+        step_y, step_x = image.shape[0] / height, image.shape[1] / width
+        for kind in ("massive", "artifact"):
+            rows, columns = np.nonzero(_on_grid(arrays, arrays[kind][number]))
+            for edge, thickness in (("white", 4), (LOOK[kind][0], 2)):  # white below, so that it shows on any image
+                _outline(axes, rows * step_y, columns * step_x, step_y, step_x, edge, thickness)
+        counts = [int(arrays[kind][number].sum()) for kind in ("massive", "artifact")]
+        axes.set_title(f"{counts[0]} massive, {counts[1]} artifact", fontsize=8)
+    figure.suptitle("massive (orange) and artifact (blue) tokens", fontsize=10)
+    return figure
+
+
+def _outline(
+    axes: Any, tops: NDArray[Any], lefts: NDArray[Any], height: float, width: float, colour: str, thickness: float
+) -> None:
+    from matplotlib.patches import Rectangle
+
+    for top, left in zip(tops, lefts, strict=True):
+        axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=colour, linewidth=thickness))
+
+
+def _matrices(arrays: Arrays, matrices: NDArray[Any], names: Sequence[str]) -> Any:
+    """Small heat maps with one scale, orange where the row's tokens shrink."""
+    columns = min(4, len(matrices))
+    rows = -(-len(matrices) // columns)
+    figure = new_figure(2.6 * columns + 1, 2.6 * rows + 0.6)
+    panels = np.ravel(figure.subplots(rows, columns, squeeze=False))
+    groups = ["CLS" if group == "cls" else group for group in arrays["groups"].tolist()]
+    limit = max(float(np.nanmax(np.abs(matrices))), 1e-9)
+    for axes in panels[len(matrices) :]:
+        axes.set_visible(False)
+    for axes, matrix, name in zip(panels, matrices, names, strict=False):
+        shown = axes.imshow(matrix, cmap="PuOr", vmin=-limit, vmax=limit)
+        axes.set_title(name, fontsize=9)
+        axes.set_xticks(range(len(groups)), groups, rotation=45, ha="right", fontsize=7)
+        axes.set_yticks(range(len(groups)), groups, fontsize=7)
+        for (row, column), value in np.ndenumerate(matrix):
+            if not np.isnan(value):
+                ink = "white" if abs(value) > 0.6 * limit else "black"
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
+    figure.supxlabel("attended token j", fontsize=9)
+    figure.supylabel("attending token i", fontsize=9)
+    figure.suptitle("Suppression: where it is below 0, attending to j shrinks i", fontsize=10)
+    figure.colorbar(shown, ax=list(panels))
+    return figure
+
+
+def _images(record: Record, count: int) -> list[NDArray[Any]]:
+    """The first images as the model sees them, scaled to 0..1; none and a line on stderr where they are not at hand."""
+    names = {kind: getattr(record, kind) for kind in ("task", "data", "model", "attention")}
+    try:
+        experiment = Experiment.again(record.config, names)
+        experiment.source.check()
+        experiment.model.check()
+        transform = experiment.model.load(torch.device("cpu"), torch.float32).transform
+    except (MissingError, BadInputError) as error:
+        print(f"no picture of the tokens on their images: {error}", file=sys.stderr)
+        return []
+    images = []
+    for number in range(count):
+        sample = experiment.source[number]
+        if sample.image is not None:
+            pixels = transform(sample.image).permute(1, 2, 0).numpy()
+            images.append((pixels - pixels.min()) / (np.ptp(pixels) or 1))
+    return images
+
+
+def _record_of_tokens(folder: Path) -> Record:
+    if not (folder / "record.json").is_file():
+        raise BadInputError(f"{folder} holds no record; give the folder that a run of task=tokens has printed")
+    record = read_record(folder)
+    if ARRAYS not in record.files:
+        raise BadInputError(f"{folder} is a record of task={record.task} without {ARRAYS}; give one of task=tokens")
+    return record
+
+
+def _on_grid(arrays: Arrays, values: NDArray[Any]) -> NDArray[Any]:
+    height, width = arrays["grid"].tolist()
+    return values[-height * width :].reshape(height, width)
+
+
+def _mean(values: NDArray[Any]) -> NDArray[Any]:
+    """Over the first axis, of what is there."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a group that no image has stays NaN
+        return np.asarray(np.nanmean(values, axis=0))
+
+
+def _over_images(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    low, high = np.nanpercentile(values, [10, 90], axis=0)
+    return low, _mean(values), high

@@ -1,0 +1,84 @@
+"""The pictures of a record of task=tokens, from the command line."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_world import SmallWorld
+
+from fnabench import __main__
+from fnabench.store import ARRAYS
+
+pytest.importorskip("matplotlib")
+NAMES = ("growth", "rounds", "suppression", "suppression_heads", "places", "images")
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch, capsys):
+    return SmallWorld(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
+def figures(world, monkeypatch, capsys):
+    """Exit code, stdout and stderr of `fnabench figures`."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fnabench", "figures", *map(str, arguments)])
+        code = 0
+        try:
+            __main__.main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out.split(), captured.err
+
+    return command
+
+
+def test_a_record_becomes_pictures_and_a_table(world, figures):
+    world.run(task="tokens", attention="exact", task__min_gap="0.01", task__rounds="3")
+    (folder,) = world.records()
+    code, paths, _ = figures("tokens", folder)
+    assert code == 0
+    assert {path.rpartition("/")[2] for path in paths} == {
+        "tokens.md",
+        *(f"{name}.{form}" for name in NAMES for form in ("png", "svg")),
+    }
+    for name in NAMES:
+        with Image.open(folder / "figures" / f"{name}.png") as picture:
+            assert min(picture.size) > 300
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 20, f"{name} is all but empty"
+    with np.load(folder / ARRAYS) as arrays:
+        mean = f"| massive_norm | {arrays['massive_norm'].sum(1).mean():.2f} | "
+    assert mean in (folder / "figures" / "tokens.md").read_text()
+
+
+def test_a_record_without_any_such_token_has_pictures_too(world, figures):
+    world.run(task="tokens", attention="exact", task__min_gap="50", task__iterative="false", task__detect_block="0")
+    (folder,) = world.records()
+    assert figures("tokens", folder, "--images", 0)[0] == 0
+
+
+def test_without_the_images_the_other_pictures_are_drawn_and_the_lack_is_told(world, figures):
+    world.run(task="tokens", attention="exact")
+    (folder,) = world.records()
+    world.images.rename(world.folder / "elsewhere")
+    code, paths, err = figures("tokens", folder, "--out", world.folder / "out")
+    assert code == 0
+    assert not any("images.png" in path for path in paths)
+    assert "no picture of the tokens on their images" in err
+    assert (world.folder / "out" / "growth.png").is_file()
+
+
+def test_what_is_no_record_of_the_task_is_refused_in_one_line(world, figures):
+    world.run(attention="exact")
+    (folder,) = world.records()
+    for given, reason in ((folder, "give one of task=tokens"), (world.folder, "holds no record")):
+        code, paths, err = figures("tokens", given)
+        assert (code, paths) == (2, [])
+        assert err.startswith("fnabench: ")
+        assert reason in err
+        assert len(err.splitlines()) == 1
