@@ -6,11 +6,14 @@ import sys
 
 
 def main() -> None:
-    """The command line; a word in front, such as `leaderboard`, is a command of its own."""
-    if sys.argv[1:2] == ["leaderboard"]:
+    """The command line; a word in front, such as `leaderboard` or `verify`, is a command of its own."""
+    first = sys.argv[1:2]
+    if first in (["leaderboard"], ["verify"]):
+        del sys.argv[1]
+    if first == ["leaderboard"]:
         from fnabench.leaderboard import main as command
-
-        sys.argv[1:] = sys.argv[2:]
+    elif first == ["verify"]:
+        from fnabench.verify import main as command
     else:
         from fnabench.cli import main as command
     command()
