@@ -58,8 +58,8 @@ class Verification:
     num_samples: int
     overrides: tuple[str, ...]
     """What the user set beside model and data."""
-    weights: str
-    """Hash of the weights."""
+    model: str
+    """Hash of the weights and of all settings but the image size."""
     code: str
     """Hash of fnabench's code."""
     record: str
@@ -68,10 +68,9 @@ class Verification:
     """UTC, ISO 8601."""
 
     def proves(self, record: Record) -> bool:
-        """Whether it is about the weights, the data and the code of a record."""
-        return (self.weights, self.code, self.reference.data) == (
-            record.identity["model"].get("weights"), record.identity.get("code"), record.data,
-        )  # fmt: skip
+        """Whether it is about the model, the data and the code of a record."""
+        mine = (self.model, self.code, self.reference.data)
+        return mine == (_digest_of_model(record), record.identity.get("code"), record.data)
 
 
 def read_references(path: Path = TABLE) -> list[Reference]:
@@ -102,7 +101,7 @@ def judge(reference: Reference, record: Record, overrides: Iterable[str]) -> Ver
         passed=all(near),
         num_samples=record.num_samples,
         overrides=tuple(overrides),
-        weights=record.identity["model"]["weights"],
+        model=_digest_of_model(record),
         code=record.identity["code"],
         record=record.key,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -131,6 +130,12 @@ def read_verification(path: Path) -> Verification:
         return _ADAPTER.validate_python(body)
     except (ValueError, TypeError, KeyError, ValidationError) as error:
         raise BadInputError(f"{path} is no whole verification; run fnabench verify again") from error
+
+
+def _digest_of_model(record: Record) -> str:
+    """What is proven at one image size holds at any other: only the position embedding is interpolated."""
+    settings = record.identity.get("model", {})
+    return digest({name: value for name, value in settings.items() if name != "image_size"})
 
 
 _ADAPTER = TypeAdapter(Verification)

@@ -21,13 +21,9 @@ REFERENCE = Reference(
 )  # fmt: skip
 
 
-def record_of(score: float, *, weights: str = "w", code: str = "c", **changes: object):
-    identity = {
-        "attention": {"class": "Exact", "m": 1},
-        "dtype": "float32",
-        "model": {"weights": weights},
-        "code": code,
-    }
+def record_of(score: float, *, weights="w", mean=0.5, size=224, code="c", **changes: object):
+    model = {"weights": weights, "mean": mean, "image_size": size}
+    identity = {"attention": {"class": "Exact", "m": 1}, "dtype": "float32", "model": model, "code": code}
     scores = {"top1": Estimate(value=score, low=0.0, high=1.0)}
     return a_record(identity=identity, scores=scores, **changes)
 
@@ -151,7 +147,8 @@ def test_a_row_is_verified_only_by_its_own_weights_code_and_data():
     assert verified(record_of(0.7)) == "-"
     PROOFS.append(judge(REFERENCE, record_of(0.752), ()))
     assert verified(record_of(0.7)) == "yes"
-    assert verified(record_of(0.7, image_size=(96, 96))) == "yes"
+    assert verified(record_of(0.7, size=448)) == "yes"
+    assert verified(record_of(0.7, mean=0.4)) == "-"
     assert verified(record_of(0.7, weights="other")) == "-"
     assert verified(record_of(0.7, code="other")) == "-"
     assert verified(record_of(0.7, data="elsewhere")) == "-"
