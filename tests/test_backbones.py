@@ -341,6 +341,13 @@ def test_the_text_tower_is_never_wrapped(saved: OpenClipVit) -> None:
     assert all(name.startswith("visual.") for name in wrapped)
 
 
+def test_another_tokenizer_is_another_model(tmp_path: Path, architectures: None) -> None:
+    model = save_open_clip(tmp_path, "small-SigLIP")
+    before = model.weights_hash()
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert model.weights_hash() != before
+
+
 def test_the_prompts_are_the_eighty_of_clip(saved: OpenClipVit) -> None:
     from open_clip import OPENAI_IMAGENET_TEMPLATES
 
