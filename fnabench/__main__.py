@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-COMMANDS = {"leaderboard": "fnabench.leaderboard", "figures": "fnabench.figures.command"}
+COMMANDS = {
+    "figures": "fnabench.figures.command",
+    "leaderboard": "fnabench.leaderboard",
+    "verify": "fnabench.verify",
+}
 """Words in front that are commands of their own."""
 
 
 def main() -> None:
-    """The command line."""
+    """The command line; a word in front, such as `leaderboard` or `verify`, is a command of its own."""
     module = COMMANDS.get(" ".join(sys.argv[1:2]))
     if module:
         sys.argv[1:] = sys.argv[2:]

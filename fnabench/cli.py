@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fnabench.errors import FnabenchError, OutOfMemoryError, one_of
@@ -35,9 +36,15 @@ def main() -> None:
     if os.environ.get("HYDRA_FULL_ERROR"):
         os.environ[DEBUG] = "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
-    entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
+    tell_mistakes(hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job))
+    if _failed_jobs:
+        sys.exit(2)
+
+
+def tell_mistakes(command: Callable[[], None]) -> None:
+    """Run a command; a mistake of the user becomes one line on stderr and exit code 2."""
     try:
-        entry()
+        command()
     except BrokenPipeError:  # whoever reads our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -48,8 +55,14 @@ def main() -> None:
         if os.environ.get(DEBUG) or not (isinstance(error, USER_ERRORS) or _is_from_cluster(error)):
             raise
         sys.exit(_tell(error))
-    if _failed_jobs:
-        sys.exit(2)
+
+
+def compose(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    """The configuration of one job as its command line would compose it, and the chosen name of each part."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
+    choices = {str(kind): str(name) for kind, name in cfg.hydra.runtime.choices.items()}
+    return OmegaConf.masked_copy(cfg, [name for name in cfg if name != "hydra"]), choices
 
 
 def job(cfg: DictConfig) -> None:

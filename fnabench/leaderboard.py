@@ -8,15 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from fnabench.errors import BadInputError
 from fnabench.identity import shown
 from fnabench.record import CorruptRecordError, Record
+from fnabench.references import FOLDER, Verification, read_verification
 from fnabench.statistics import holm
 from fnabench.store import Store, read_record
 
 FILE = "LEADERBOARD.md"
 COLUMNS = (
     "model", "px", "tokens", "attention", "blocks", "score (%)", "difference to exact", "agrees (%)",
-    "end to end", "attention only", "ceiling", "peak MiB", "GMACs", "device", "record",
+    "end to end", "attention only", "ceiling", "peak MiB", "GMACs", "device", "verified", "record",
 )  # fmt: skip
 SIGNIFICANT = 0.05
 HEAD = """# Leaderboard
@@ -26,7 +28,8 @@ Made by `fnabench leaderboard` from the records beside this file; do not edit.
 Each row is one record. Differences are variant minus exact attention on the same samples, in points, with the 95 %
 interval of the paired bootstrap; a star marks p < 0.05 by McNemar's test after Holm's correction over the table.
 Ratios are latency of exact over latency of the variant, measured side by side in one process: above 1 the variant is
-faster. The ceiling is what free attention in the same blocks would give.
+faster. The ceiling is what free attention in the same blocks would give. Verified is a backbone whose exact attention
+gave the published result on this data with this code (`fnabench verify`); quick: on a part of the data.
 """
 
 
@@ -39,9 +42,11 @@ def main() -> None:
         print(f"fnabench: {root} is not a folder; give the folder that holds the records", file=sys.stderr)
         sys.exit(2)
     records, problems = read_all(Store(root))
+    verifications, unreadable = read_verifications(root)
+    problems += unreadable
     for problem in problems:
         print(f"skipped: {problem}", file=sys.stderr)
-    (root / FILE).write_text(to_markdown(records, problems), encoding="utf-8")
+    (root / FILE).write_text(to_markdown(records, problems, verifications), encoding="utf-8")
     print(f"{root / FILE}: {len(records)} records, {len(problems)} skipped")
 
 
@@ -56,7 +61,20 @@ def read_all(store: Store) -> tuple[list[Record], list[str]]:
     return records, problems
 
 
-def to_markdown(records: Iterable[Record], problems: Sequence[str] = ()) -> str:
+def read_verifications(root: Path) -> tuple[list[Verification], list[str]]:
+    """Every whole verification below the folder of records, and one line for each that is not."""
+    verifications, problems = [], []
+    for path in sorted((root / FOLDER).glob("*/*.json")):
+        try:
+            verifications.append(read_verification(path))
+        except BadInputError as error:
+            problems.append(str(error))
+    return verifications, problems
+
+
+def to_markdown(
+    records: Iterable[Record], problems: Sequence[str] = (), verifications: Sequence[Verification] = ()
+) -> str:
     """The whole page: one table a task and data set."""
     parts = [HEAD]
     ordered = sorted(records, key=lambda r: (r.task, r.data, r.model, r.image_size, -r.num_samples, _rank(r), r.key))
@@ -67,7 +85,8 @@ def to_markdown(records: Iterable[Record], problems: Sequence[str] = ()) -> str:
         parts.append(f"## {task} on {data}{f' ({words})' if words else ''}: {rows[0].metric}\n")
         parts.append(_line(COLUMNS) + "\n" + _line(["---"] * len(COLUMNS)))
         settings = _settings_to_show(rows)
-        parts[-1] += "".join("\n" + _line(_cells(record, settings, record.key in stars)) for record in rows) + "\n"
+        lines = [_line(_cells(record, settings, record.key in stars, verifications)) for record in rows]
+        parts[-1] += "".join("\n" + line for line in lines) + "\n"
     if len(parts) == 1:
         parts.append("No record yet.\n")
     if problems:
@@ -75,7 +94,9 @@ def to_markdown(records: Iterable[Record], problems: Sequence[str] = ()) -> str:
     return "\n".join(parts)
 
 
-def _cells(record: Record, settings: Mapping[str, Sequence[str]], is_significant: bool) -> list[str]:
+def _cells(
+    record: Record, settings: Mapping[str, Sequence[str]], is_significant: bool, verifications: Sequence[Verification]
+) -> list[str]:
     cost, comparison = record.cost, record.comparison
     factor = 1 if record.metric in record.units else 100
     difference = agreement = "-"
@@ -98,8 +119,19 @@ def _cells(record: Record, settings: Mapping[str, Sequence[str]], is_significant
         f"{cost.memory.peak_mib:.0f}" if cost and cost.memory else "-",
         f"{cost.macs / 1e9:.2f}" if cost else "-",
         f"{gpu.name if gpu else record.environment.cpu}, {record.identity['dtype']}",
+        _verified(record, verifications),
         record.key[:12],
     ]
+
+
+def _verified(record: Record, verifications: Sequence[Verification]) -> str:
+    """Whether the record's backbone met its references: no if it failed one."""
+    about = [each for each in verifications if each.proves(record)]
+    if not all(each.passed for each in about):
+        return "no"
+    if any(each.reference.limit is None for each in about):
+        return "yes"
+    return "quick" if about else "-"
 
 
 def _settings_to_show(records: Sequence[Record]) -> dict[str, list[str]]:

@@ -29,11 +29,12 @@ LAYERS = (
     ("contract", "cost", "surgery"),
     ("tasks.*",),
     ("record",),
-    ("store",),
+    ("store", "references"),
     ("experiment",),
     ("run",),
     ("report", "trackers", "leaderboard", "figures.*", "bench.*", "train.*"),
     ("cli",),
+    ("verify",),
     ("__main__", "__init__"),
 )
 """From the bottom up: a module imports from the lines above its own only; the first pattern that fits counts.

@@ -1,0 +1,40 @@
+"""The experiments of conf/experiment: each composes, and says how it is run and what should come out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fnabench import cli
+from fnabench.experiment import Experiment
+
+FOLDER = Path(__file__).resolve().parent.parent / "conf" / "experiment"
+NAMES = [path.stem for path in sorted(FOLDER.glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_head_has_the_command_and_the_expected_result(name):
+    head = [line for line in (FOLDER / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
+    assert any(re.match(rf"# python -m fnabench \+experiment={name} ", line) for line in head)
+    assert any(line.startswith("# Expected") for line in head)
+    assert sum(bool(re.search(r"\d\d\.\d\d", line)) for line in head) >= 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_composes_into_its_parts(name):
+    experiment = Experiment.of(*cli.compose([f"+experiment={name}", "model.revision=0123", "device=cpu"]))
+    assert experiment.names == {"task": "retrieval", "data": "coco_val2017", "model": "clip_l14", "attention": "fna"}
+    assert experiment.layer_indices == list(range(13, 24))
+    size = int(name.rpartition("_")[2])
+    assert experiment.blueprint.image_size == (size, size)
+    assert experiment.blueprint.shapes[0].num_tokens == (size // 14) ** 2 + 1
+    for index in experiment.layer_indices:
+        experiment.attention.check(experiment.blueprint.shapes[index])
+    experiment.task.check(experiment.model, experiment.blueprint, experiment.source)
+
+
+def test_a_setting_of_the_command_line_wins():
+    cfg, _ = cli.compose(["+experiment=paper_retrieval_448", "attention.features=q", "dtype=float32"])
+    assert (cfg.attention.features, cfg.dtype, cfg.model.image_size) == ("q", "float32", 448)
