@@ -108,7 +108,7 @@ class FnaRefined(Attention):
             memo["landmarks"] = farthest_points(features, num_queries, inputs.num_prefix, allowed)
             if self.cells:
                 own = memo["landmarks"].first(self.num_landmarks)
-                memo["nearest"] = nearest_landmark(features, own, inputs.num_prefix, allowed)
+                memo["nearest"] = nearest_landmark(features, own, inputs.num_prefix)
                 memo["cells"] = gather_cells(memo["nearest"], self.num_landmarks, allowed)
         landmarks: Landmarks = memo["landmarks"]
         if (

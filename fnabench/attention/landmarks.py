@@ -31,13 +31,17 @@ class Landmarks:
 
     def gather(self, tokens: Float[Tensor, "B H N D"]) -> Float[Tensor, "B H M D"]:
         """The landmark rows of per-head tokens."""
-        B, H, _, D = tokens.shape
-        return tokens.gather(2, self.index[:, None, :, None].expand(B, H, -1, D))
+        return tokens.transpose(1, 2)[self._image(), self.index].transpose(1, 2)
 
     def scatter(self, tokens: Float[Tensor, "B H N D"], rows: Float[Tensor, "B H M D"]) -> Float[Tensor, "B H N D"]:
-        """The tokens with these rows at the landmarks; in place where no gradient is asked for."""
-        index = self.index[:, None, :, None].expand(rows.shape)
-        return tokens.scatter(2, index, rows) if tokens.requires_grad else tokens.scatter_(2, index, rows)
+        """The tokens with these rows at the landmarks, in place where no gradient is asked for."""
+        tokens = tokens.clone() if tokens.requires_grad else tokens
+        tokens.transpose(1, 2)[self._image(), self.index] = rows.transpose(1, 2)
+        return tokens
+
+    def _image(self) -> Int[Tensor, "B 1"]:
+        """Which image each row of `index` is about; indexing with it is several times faster than gather on a CPU."""
+        return torch.arange(self.index.shape[0], device=self.index.device)[:, None]
 
 
 FEATURES = ("input", "q", "k", "qk_concat")
