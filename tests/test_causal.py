@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from fnabench.attention.causal import block_size, causal_attention, cells_per_block, choose_cells
 from fnabench.attention.fna import Fna
 from fnabench.attention.fna_refined import FnaRefined
+from fnabench.attention.selection import Selection
 from fnabench.macs import count_macs
 
 TOKENS = 50
@@ -40,7 +41,11 @@ def changed_from(given, position, until=None):
     return replace(given, memo={}, **parts)
 
 
-@pytest.mark.parametrize("variant", [FNA, FnaRefined(num_landmarks=6), Fna(num_landmarks=6, features="qk_concat")])
+@pytest.mark.parametrize(
+    "variant",
+    [FNA, FnaRefined(num_landmarks=6), FnaRefined(num_landmarks=12, method="kmeans", features="k"),
+     Fna(num_landmarks=12, features="qk_concat", per_head=True), Fna(num_landmarks=12, method="rpcholesky")],
+)  # fmt: skip
 @pytest.mark.parametrize("position", range(1, TOKENS))
 def test_no_token_sees_a_later_one(position, variant):
     before, after = variant(inputs()), variant(changed_from(inputs(), position))
@@ -107,7 +112,7 @@ def test_cells_are_chosen_once_a_forward():
     chosen = first.memo["causal cells"]
     expected = causal_attention(later.q, later.k, later.v, chosen, 12, later.scale)
     assert torch.equal(variant(replace(later, memo=first.memo)), expected)
-    assert not torch.equal(choose_cells(later.q.mean(1), 12).order, chosen.order)
+    assert not torch.equal(choose_cells(later, Selection(num_landmarks=12, features="q")).order, chosen.order)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -119,7 +124,7 @@ def test_the_output_has_the_dtype_of_v_and_is_finite(dtype):
 
 def test_the_formula_counts_what_a_counter_counts():
     given = inputs(batch=1)
-    cells = choose_cells(given.q.mean(1), 6)
+    cells = choose_cells(given, Selection(num_landmarks=6, features="q"))
     counted = count_macs(lambda: causal_attention(given.q, given.k, given.v, cells, 6, given.scale))
     shape = replace(shape_of(given), is_causal=True)
     selection = 2 * 60 * cells_per_block(TOKENS, 6) * 8  # five blocks of twelve

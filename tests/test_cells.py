@@ -29,6 +29,14 @@ def test_means_and_sizes_are_those_of_the_tokens_in_a_cell(allowed: torch.Tensor
             torch.testing.assert_close(means[image, :, cell], expected, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_means_of_one_part_of_a_fused_projection_are_those_of_its_copy(which: int) -> None:
+    fused = torch.randn(2, 7, 3, 3, 4, generator=torch.Generator().manual_seed(1))
+    tokens = fused.permute(2, 0, 3, 1, 4)[which]
+    cells = gather_cells(NEAREST, 3, ALLOWED)
+    assert torch.equal(cells.mean(tokens), cells.mean(tokens.contiguous()))
+
+
 def test_means_of_tokens_that_fp16_can_hold_do_not_overflow() -> None:
     tokens = torch.full((1, 1, 500, 2), 6e4, dtype=torch.float16)
     assert (gather_cells(torch.zeros(1, 500, dtype=torch.long), 1).mean(tokens) == tokens[0, 0, 0, 0]).all()
@@ -61,5 +69,5 @@ def test_an_invalid_landmark_has_no_other_token() -> None:
     allowed = torch.arange(12)[None] < 4
     landmarks = farthest_points(x, 6, 1, allowed)
     assert landmarks.valid is not None
-    cells = gather_cells(nearest_landmark(x, landmarks, 1, allowed), 6, allowed)
+    cells = gather_cells(nearest_landmark(x, landmarks, 1), 6, allowed)
     assert cells.size.tolist() == [[1, 1, 1, 1, 0, 0]]

@@ -15,18 +15,19 @@ from fnabench.attention.exact import Exact
 from fnabench.attention.fna import Fna
 from fnabench.attention.fna_refined import FnaRefined
 from fnabench.attention.inverse import INVERSES
-from fnabench.attention.landmarks import FEATURES, farthest_points, features_of
+from fnabench.attention.landmarks import farthest_points
+from fnabench.attention.selection import FEATURES, features_of
 from fnabench.errors import BadInputError, ImpossibleError
 from fnabench.macs import count_macs, crossover_tokens
 
-OFF = {"scatter": False, "inverse": "newton_schulz", "cells": False, "features": "q"}
+OFF = {"scatter": False, "inverse": "newton_schulz", "cells": False, "features": "q", "num_sinks": 0}
 """Every ingredient switched off."""
 LADDER = (
     OFF,
     OFF | {"scatter": True},
     OFF | {"scatter": True, "inverse": "ridge"},
-    {"features": "q"},
-    {"features": "q", "over": 2},
+    {"features": "q", "num_sinks": 0},
+    {"features": "q", "num_sinks": 0, "over": 2},
 )
 
 
@@ -67,7 +68,7 @@ def row_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def refined(m: int = 7, **options: object) -> FnaRefined:
-    return FnaRefined(num_landmarks=m, **options)  # type: ignore[arg-type]
+    return FnaRefined(num_landmarks=m, **({"num_sinks": 0} | options))  # type: ignore[arg-type]
 
 
 def only(inputs: AttentionInputs, tokens: list[int] | Tensor) -> AttentionInputs:
@@ -309,15 +310,25 @@ def test_settings_out_of_range_are_refused(options: dict[str, object], message: 
 
 
 @pytest.mark.parametrize(
-    ("num_landmarks", "over", "fits"), [(5, 1, False), (6, 1, True), (17, 1, True), (18, 1, False), (9, 2, False)]
+    ("num_landmarks", "over", "message"),
+    [
+        (5, 1, r"choose 6\.\.17"),
+        (6, 1, ""),
+        (17, 1, ""),
+        (18, 1, r"choose 6\.\.17"),
+        (8, 2, ""),
+        (9, 2, "choose num_landmarks up to 8"),
+    ],
 )
-def test_the_landmarks_must_outnumber_the_prefix_and_not_the_tokens(num_landmarks: int, over: int, fits: bool) -> None:
+def test_the_landmarks_must_outnumber_the_prefix_and_not_the_tokens(
+    num_landmarks: int, over: int, message: str
+) -> None:
     shape = shape_of(attention_inputs(num_prefix=5))
     variant = refined(num_landmarks, over=over)
-    if fits:
+    if not message:
         variant.check(shape)
     else:
-        with pytest.raises(ImpossibleError, match=rf"choose 6\.\.{17 // over}"):
+        with pytest.raises(ImpossibleError, match=message):
             variant.check(shape)
 
 
@@ -328,7 +339,7 @@ def test_its_macs_are_those_that_a_counter_sees(options: dict[str, object], feat
     inputs = attention_inputs(tokens=41)
     variant, memo = refined(**(options | {"features": features, "resample": resample})), {}  # type: ignore[arg-type]
     counted = count_macs(lambda: [variant(replace(on_meta(inputs), memo=memo)) for _ in range(3)])
-    cholesky = 0 if variant.inverse == "newton_schulz" else 3 * 3 * (7**3 // 6 + 7 * 7 * 8)  # no counter sees it
+    cholesky = 0 if variant.inverse == "newton_schulz" else 3 * 3 * (7**3 // 2)  # no counter sees it
     assert variant.macs(shape_of(inputs), 3) == counted + cholesky
 
 

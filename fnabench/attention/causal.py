@@ -6,6 +6,7 @@ The cells are the mass-corrected landmark softmax without that system.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from fnabench.attention.base import AttentionInputs, AttentionShape
 from fnabench.attention.cells import Cells, gather_cells, nearest_landmark
-from fnabench.attention.landmarks import farthest_points, features_of, num_features
+from fnabench.attention.selection import Selection, features_of, num_features
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -31,30 +32,31 @@ def cells_per_block(num_tokens: int, num_landmarks: int) -> int:
     return max(1, num_landmarks // num_past)
 
 
-def attend_causally(
-    inputs: AttentionInputs, num_landmarks: int, features: str, resample: str
-) -> Float[Tensor, "B H N D"]:
+def attend_causally(inputs: AttentionInputs, selection: Selection) -> Float[Tensor, "B H N D"]:
     """`causal_attention` with the cells of this forward: chosen now, or by an earlier layer."""
-    allowed = inputs.key_mask()
     cells = inputs.memo.get("causal cells")
-    if cells is None or resample == "layer":
-        cells = choose_cells(features_of(inputs, features), num_landmarks, allowed)
-        inputs.memo["causal cells"] = cells
-    return causal_attention(inputs.q, inputs.k, inputs.v, cells, num_landmarks, inputs.scale, allowed)
+    if cells is None or selection.resample == "layer":
+        cells = inputs.memo["causal cells"] = choose_cells(inputs, selection)
+    return causal_attention(
+        inputs.q, inputs.k, inputs.v, cells, selection.num_landmarks, inputs.scale, inputs.key_mask()
+    )
 
 
-def choose_cells(
-    features: Float[Tensor, "B N F"], num_landmarks: int, allowed: Bool[Tensor, "B N"] | None = None
-) -> Cells:
-    """The cells of every block, blocks counted through the batch: tokens around farthest points of their own block."""
-    B, N, F = features.shape
-    size = block_size(num_landmarks)
+def choose_cells(inputs: AttentionInputs, selection: Selection) -> Cells:
+    """The cells of every block, blocks counted through the batch: each token's nearest landmark of its own block."""
+    B, _, N, _ = inputs.q.shape
+    size, count = block_size(selection.num_landmarks), cells_per_block(N, selection.num_landmarks)
     missing = -N % size
-    present = torch.ones(B, N, dtype=torch.bool, device=features.device) if allowed is None else allowed
+    allowed = inputs.key_mask()
+    present = torch.ones(B, N, dtype=torch.bool, device=inputs.q.device) if allowed is None else allowed
     present = pad(present, (0, missing)).reshape(-1, size)  # [B * blocks, block]
-    points = pad(features, (0, 0, 0, missing)).reshape(-1, size, F)
-    landmarks = farthest_points(points, cells_per_block(N, num_landmarks), 0, present)
-    return gather_cells(nearest_landmark(points, landmarks, 0, present), landmarks.index.shape[1], present)
+    q, k, v = (_blocks(each, size).flatten(0, 1) for each in (inputs.q, inputs.k, inputs.v))
+    x = pad(inputs.x, (0, 0, 0, missing)).reshape(-1, size, inputs.x.shape[-1])
+    blocks = replace(inputs, q=q, k=k, v=v, x=x, num_prefix=0, mask=None, is_causal=False)
+    features = features_of(blocks, selection.features)
+    local = replace(selection, num_landmarks=count, num_sinks=min(count, selection.num_sinks))
+    landmarks = local.choose(blocks, features, present)
+    return gather_cells(nearest_landmark(features, landmarks, 0), count, present)
 
 
 def causal_attention(
@@ -72,20 +74,17 @@ def causal_attention(
     token sees a later one nor padding, bit for bit; a sequence of one block gets exact attention. A padding token sees
     only itself.
     """
-    B, H, N, D = q.shape
+    B, _, N, _ = q.shape
     size = block_size(num_landmarks)
-    missing = -N % size
-    num_blocks = (N + missing) // size
-    queries, keys, values = (
-        pad(each, (0, 0, 0, missing)).reshape(B, H, num_blocks, size, D).transpose(1, 2) for each in (q, k, v)
-    )  # [B, blocks, H, block, D]
+    queries, keys, values = (_blocks(each, size) for each in (q, k, v))  # [B, blocks, H, block, D]
+    num_blocks = queries.shape[1]
 
     index = torch.arange(num_blocks, device=q.device)
     is_past = (index[:, None] > index).repeat_interleave(cells.size.shape[1], 1)  # [blocks, all cells]
     past = cells.size.reshape(B, 1, 1, -1).log().masked_fill(~is_past[:, None], -torch.inf)
     own = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
     if allowed is not None:  # a padding token sees only itself
-        present = pad(allowed, (0, missing)).reshape(B, num_blocks, size)
+        present = pad(allowed, (0, -N % size)).reshape(B, num_blocks, size)
         past = past.masked_fill(~present[..., None], -torch.inf)
         own = (own & present[:, :, None]) | torch.eye(size, dtype=torch.bool, device=q.device)
     own = torch.zeros(own.shape, device=q.device).masked_fill(~own, -torch.inf)
@@ -107,10 +106,18 @@ def causal_attention(
     return together[:, :, :N]
 
 
-def macs_of_causal(shape: AttentionShape, num_landmarks: int, features: str, resample: str, num_layers: int) -> int:
+def macs_of_causal(shape: AttentionShape, selection: Selection, num_layers: int) -> int:
     """Multiply-accumulates of `attend_causally` in these layers for one image, the selection included."""
-    size, cells = block_size(num_landmarks), cells_per_block(shape.num_tokens, num_landmarks)
+    size = block_size(selection.num_landmarks)
+    cells = cells_per_block(shape.num_tokens, selection.num_landmarks)
     num_blocks = -(-shape.num_tokens // size)
     products = 2 * num_blocks * size * (num_blocks * cells + size) * shape.num_heads * shape.head_dim
-    selection = 2 * num_blocks * size * cells * num_features(shape, features)  # farthest points, nearest of them
-    return num_layers * products + (1 if resample == "forward" else num_layers) * selection
+    block = replace(shape, num_tokens=size)
+    nearest = size * cells * num_features(shape, selection.features)
+    choice = num_blocks * (replace(selection, num_landmarks=cells).macs(block) + nearest)
+    return num_layers * products + (1 if selection.resample == "forward" else num_layers) * choice
+
+
+def _blocks(tokens: Float[Tensor, "B H N D"], size: int) -> Float[Tensor, "B blocks H size D"]:
+    B, H, N, D = tokens.shape
+    return pad(tokens, (0, 0, 0, -N % size)).reshape(B, H, -1, size, D).transpose(1, 2)

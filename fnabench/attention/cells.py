@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import embedding_bag
 
-from fnabench.attention.landmarks import Landmarks, centred
-
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
+
+    from fnabench.attention.landmarks import Landmarks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,16 @@ class Cells:
     size: Int[Tensor, "B M"]
 
     def mean(self, tokens: Float[Tensor, "B H N D"]) -> Float[Tensor, "B H M D"]:
-        """The mean of each cell in fp32, zero where it is empty; no copy of tokens laid out as timm's fused qkv."""
+        """The mean of each cell in fp32, zero where it is empty."""
         B, H, N, D = tokens.shape
-        rows = tokens.transpose(1, 2).reshape(B * N, H * D).float()
-        means = embedding_bag(self.order, rows, self.start, mode="mean")[:-1]  # the last bag lies in no cell
+        rows = tokens.transpose(1, 2).reshape(B * N, H * D)
+        order, step = self.order, rows.stride(0) // (H * D)
+        if rows.dtype != torch.float32:
+            rows = rows.float()
+        elif step > 1 and rows.stride() == (step * H * D, 1):  # as timm's fused qkv: rows in between are stepped over
+            rows = rows.as_strided((step * (B * N - 1) + 1, H * D), (H * D, 1))
+            order = step * order
+        means = embedding_bag(order, rows, self.start, mode="mean")[:-1]  # the last bag lies in no cell
         return means.view(B, -1, H, D).transpose(1, 2)
 
 
@@ -44,16 +50,17 @@ def gather_cells(nearest: Int[Tensor, "B N"], num_cells: int, allowed: Bool[Tens
     return Cells(order=order, start=start, size=start.diff().view(B, num_cells))
 
 
-def nearest_landmark(
-    features: Float[Tensor, "B N F"], landmarks: Landmarks, num_prefix: int, allowed: Bool[Tensor, "B N"] | None = None
-) -> Int[Tensor, "B N"]:
+def nearest_landmark(features: Float[Tensor, "B N F"], landmarks: Landmarks, num_prefix: int) -> Int[Tensor, "B N"]:
     """Which landmark is nearest to each token in Euclidean distance, fp32; a landmark is nearest to itself.
 
     Prefix tokens are alone in their cells. Invalid landmarks have no other token. N M F MACs.
     """
-    x = centred(features, allowed)
+    x = features.detach().float()
     centres = x.gather(1, landmarks.index[..., None].expand(-1, -1, x.shape[-1]))
-    closeness = torch.baddbmm(centres.square().sum(-1)[:, None], x, centres.mT, beta=-0.5)  # less is farther
+    mean = centres.mean(1, keepdim=True)
+    centres = centres - mean  # what all have in common cancels before it can round
+    offset = (centres * (0.5 * centres + mean)).sum(-1)[:, None]
+    closeness = torch.baddbmm(offset, x, centres.mT, beta=-1)  # less is farther
     if landmarks.valid is not None:
         closeness.masked_fill_(~landmarks.valid[:, None], -torch.inf)
     closeness[:, :, :num_prefix] = -torch.inf

@@ -16,8 +16,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from fnabench.attention.base import Attention, AttentionInputs, AttentionShape
 from fnabench.attention.causal import attend_causally, macs_of_causal
 from fnabench.attention.inverse import INVERSES, effective_values, macs_of_inverse
-from fnabench.attention.landmarks import FEATURES, Landmarks, farthest_points, features_of, num_features
-from fnabench.errors import BadInputError, ImpossibleError, one_of
+from fnabench.attention.landmarks import Landmarks
+from fnabench.attention.selection import Selection, features_of, one_head_each
+from fnabench.errors import one_of
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -33,43 +34,41 @@ class Fna(Attention):
 
     Cost a head: 4 N M D MACs for the two fused products, 24 M^3 for six iterations, and once a forward N M F for the
     selection. Below a few hundred tokens that is more than exact attention. Under a causal mask, where A^+ would show
-    a token the future, it is `causal_attention` with M cells instead.
+    a token the future, it is `causal_attention` with M cells instead, and no inverse.
     """
 
     num_landmarks: int = 64
     features: str = "q"
-    """What the selection measures distances in: one of FEATURES; the paper's are "input" and "q"."""
+    method: str = "fps"
+    num_refinements: int = 2
     resample: str = "forward"
-    """New landmarks once a "forward" (the first replaced layer's serve all later ones) or at each "layer"."""
+    num_sinks: int = 0
+    sinks_by: str = "mass"
+    per_head: bool = False
+    seed: int = 0
+    """From `features` to here: how the landmarks are chosen, see Selection."""
     inverse: str = "newton_schulz"
     num_iterations: int = 6
     ridge: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.num_landmarks < 1:
-            raise BadInputError(f"num_landmarks={self.num_landmarks} must be at least 1")
-        if self.features not in FEATURES:
-            raise one_of("features", self.features, FEATURES)
-        if self.resample not in ("forward", "layer"):
-            raise one_of("resample", self.resample, ("forward", "layer"))
+        Selection.of(self, self.num_landmarks)  # which refuses what it does not know
         if self.inverse not in INVERSES:
             raise one_of("inverse", self.inverse, INVERSES)
 
     def check(self, shape: AttentionShape) -> None:
-        if not shape.num_prefix < self.num_landmarks <= shape.num_tokens:
-            raise ImpossibleError(
-                f"attention.num_landmarks={self.num_landmarks} does not fit {shape.num_tokens} tokens of which "
-                f"{shape.num_prefix} are prefix tokens; choose {shape.num_prefix + 1}..{shape.num_tokens}"
-            )
+        Selection.of(self, self.num_landmarks).check(shape)
 
     def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]:
+        if self.per_head:
+            return replace(self, per_head=False)(one_head_each(inputs)).view(inputs.q.shape)
         if inputs.is_causal:
-            return attend_causally(inputs, self.num_landmarks, self.features, self.resample)
+            return attend_causally(inputs, Selection.of(self, self.num_landmarks))
         allowed = inputs.key_mask()
         landmarks = inputs.memo.get("landmarks")
         if landmarks is None or self.resample == "layer":
-            features = features_of(inputs, self.features)
-            landmarks = farthest_points(features, self.num_landmarks, inputs.num_prefix, allowed)
+            selection = Selection.of(self, self.num_landmarks)
+            landmarks = selection.choose(inputs, features_of(inputs, self.features), allowed)
             inputs.memo["landmarks"] = landmarks
         elif allowed is not None:  # this layer's mask need not be the one that the landmarks were chosen under
             landmarks = replace(landmarks, valid=allowed.gather(1, landmarks.index))
@@ -86,12 +85,14 @@ class Fna(Attention):
         )
 
     def macs(self, shape: AttentionShape, num_layers: int) -> int:
+        if self.per_head:
+            return shape.num_heads * replace(self, per_head=False).macs(replace(shape, num_heads=1), num_layers)
         n, m, d = shape.num_tokens, self.num_landmarks, shape.head_dim
         if shape.is_causal:
-            return macs_of_causal(shape, m, self.features, self.resample, num_layers)
+            return macs_of_causal(shape, Selection.of(self, m), num_layers)
         head = 4 * n * m * d + m * m * d + macs_of_inverse(self.inverse, m, d, self.num_iterations)
         num_selections = 1 if self.resample == "forward" else num_layers
-        return num_layers * shape.num_heads * head + num_selections * n * m * num_features(shape, self.features)
+        return num_layers * shape.num_heads * head + num_selections * Selection.of(self, m).macs(shape)
 
 
 def nystrom_attention(

@@ -17,7 +17,8 @@ from fnabench.attention.base import Attention, AttentionInputs, AttentionShape
 from fnabench.attention.causal import attend_causally, macs_of_causal
 from fnabench.attention.cells import Cells, gather_cells, nearest_landmark
 from fnabench.attention.inverse import INVERSES, effective_values, macs_of_inverse
-from fnabench.attention.landmarks import FEATURES, Landmarks, farthest_points, features_of, num_features
+from fnabench.attention.landmarks import Landmarks
+from fnabench.attention.selection import Selection, features_of, num_features, one_head_each
 from fnabench.errors import BadInputError, ImpossibleError, one_of
 
 if TYPE_CHECKING:
@@ -42,15 +43,21 @@ class FnaRefined(Attention):
     cells, and N C additions a layer for the means. Memory is that of fused attention. Limits: the attention inside a
     cell is taken as flat, so a token that takes much of the mass must be a landmark; below about 4 M + 200 tokens
     exact attention is faster; the first two or three blocks of a vision transformer attend too locally for it. Under a
-    causal mask, where the solve would show a token the future, it is `causal_attention` instead.
+    causal mask, where the solve would show a token the future, it is `causal_attention` instead, without scatter,
+    inverse or over.
     """
 
     num_landmarks: int = 64
     """M, the number of cells, prefix tokens included."""
     features: str = "input"
-    """What selection and cells measure distances in: one of FEATURES."""
+    method: str = "fps"
+    num_refinements: int = 2
     resample: str = "forward"
-    """New landmarks once a "forward" (the first replaced layer's serve all later ones) or at each "layer"."""
+    num_sinks: int = 2
+    sinks_by: str = "mass"
+    per_head: bool = False
+    seed: int = 0
+    """From `features` to here: how the landmarks are chosen, see Selection."""
     scatter: bool = True
     """Write the exact outputs of the landmark tokens over their approximation."""
     inverse: str = "ridge"
@@ -61,32 +68,30 @@ class FnaRefined(Attention):
     cells: bool = True
     """Keys are cell means with their mass, and the cell means of v are the prior of V'; else single tokens, prior 0."""
     over: int = 1
-    """Query landmarks a cell: the first of over * M farthest points own the cells, all have exact outputs."""
+    """Query landmarks a cell: the first M of over * M landmarks own the cells, all have exact outputs."""
 
     def __post_init__(self) -> None:
-        for name in ("num_landmarks", "over"):
-            if getattr(self, name) < 1:
-                raise BadInputError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.features not in FEATURES:
-            raise one_of("features", self.features, FEATURES)
-        if self.resample not in ("forward", "layer"):
-            raise one_of("resample", self.resample, ("forward", "layer"))
+        Selection.of(self, self.num_landmarks)  # which refuses what it does not know
+        if self.over < 1:
+            raise BadInputError(f"over={self.over} must be at least 1")
         if self.inverse not in INVERSES:
             raise one_of("inverse", self.inverse, INVERSES)
         if self.inverse == "newton_schulz" and self.over > 1:
             raise BadInputError(f"inverse=newton_schulz needs a square system, not over={self.over}; use inverse=ridge")
 
     def check(self, shape: AttentionShape) -> None:
-        most = shape.num_tokens // self.over
-        if not shape.num_prefix < self.num_landmarks <= most:
+        Selection.of(self, self.num_landmarks).check(shape)
+        if self.over * self.num_landmarks > shape.num_tokens:
             raise ImpossibleError(
-                f"attention.num_landmarks={self.num_landmarks} with over={self.over} does not fit {shape.num_tokens} "
-                f"tokens of which {shape.num_prefix} are prefix tokens; choose {shape.num_prefix + 1}..{most}"
+                f"attention.over={self.over} with num_landmarks={self.num_landmarks} asks for more landmarks than the "
+                f"{shape.num_tokens} tokens; choose num_landmarks up to {shape.num_tokens // self.over}"
             )
 
     def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]:
+        if self.per_head:
+            return replace(self, per_head=False)(one_head_each(inputs)).view(inputs.q.shape)
         if inputs.is_causal:
-            return attend_causally(inputs, self.num_landmarks, self.features, self.resample)
+            return attend_causally(inputs, Selection.of(self, self.num_landmarks))
         allowed = inputs.key_mask()
         landmarks, keys_of = self._choose(inputs, allowed)
         return refined_attention(
@@ -108,11 +113,11 @@ class FnaRefined(Attention):
         memo, is_new = inputs.memo, "landmarks" not in inputs.memo or self.resample == "layer"
         if is_new:
             features = features_of(inputs, self.features)
-            num_queries = self.over * self.num_landmarks
-            memo["landmarks"] = farthest_points(features, num_queries, inputs.num_prefix, allowed)
+            selection = Selection.of(self, self.over * self.num_landmarks)
+            memo["landmarks"] = selection.choose(inputs, features, allowed)
             if self.cells:
                 own = memo["landmarks"].first(self.num_landmarks)
-                memo["nearest"] = nearest_landmark(features, own, inputs.num_prefix, allowed)
+                memo["nearest"] = nearest_landmark(features, own, inputs.num_prefix)
                 memo["cells"] = gather_cells(memo["nearest"], self.num_landmarks, allowed)
         landmarks: Landmarks = memo["landmarks"]
         if (
@@ -126,12 +131,15 @@ class FnaRefined(Attention):
         return landmarks, memo["cells"]
 
     def macs(self, shape: AttentionShape, num_layers: int) -> int:
+        if self.per_head:
+            return shape.num_heads * replace(self, per_head=False).macs(replace(shape, num_heads=1), num_layers)
         n, m, d, rows = shape.num_tokens, self.num_landmarks, shape.head_dim, self.over * self.num_landmarks
         if shape.is_causal:
-            return macs_of_causal(shape, m, self.features, self.resample, num_layers)
+            return macs_of_causal(shape, Selection.of(self, m), num_layers)
         products = 2 * n * (rows + m) * d + rows * m * d * (2 if self.cells else 1)
         head = products + macs_of_inverse(self.inverse, m, d, self.num_iterations, rows)
-        selection = n * (rows + (m if self.cells else 0)) * num_features(shape, self.features)
+        partition = n * m * num_features(shape, self.features) if self.cells else 0
+        selection = Selection.of(self, rows).macs(shape) + partition
         num_selections = 1 if self.resample == "forward" else num_layers
         return num_layers * shape.num_heads * head + num_selections * selection
 

@@ -1,0 +1,159 @@
+"""From the inputs of a layer to its landmarks: in which space, by which method, how often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+from fnabench.attention.landmarks import Landmarks, farthest_points
+from fnabench.attention.sampling import first_of_order, golden_order, move_to_means, random_order, random_pivots
+from fnabench.errors import BadInputError, ImpossibleError, one_of
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    from fnabench.attention.base import AttentionInputs, AttentionShape
+
+FEATURES = ("input", "q", "k", "qk_concat")
+METHODS = ("fps", "random", "grid", "kmeans", "rpcholesky")
+RESAMPLE = ("forward", "layer")
+SINKS_BY = ("mass", "norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """How many landmarks are chosen, and how.
+
+    fps: farthest points in the space of the features. kmeans: farthest points, moved `num_refinements` times to the
+    token nearest to the mean of their cell. rpcholesky: randomly pivoted Cholesky of a Gaussian kernel of the features
+    (arXiv 2207.06503). grid: evenly spaced in the order of the tokens. random: uniform. Prefix tokens are always
+    landmarks. What is drawn at random is the same for all images, so that none depends on its batch.
+    """
+
+    num_landmarks: int
+    features: str = "input"
+    """The block's "input" before its LayerNorm, the head mean of "q" or "k", or "qk_concat", all heads side by side."""
+    method: str = "fps"
+    num_refinements: int = 2
+    """Of method="kmeans"."""
+    resample: str = "forward"
+    """New landmarks once a "forward" (the first replaced layer's serve all later ones) or at each "layer"."""
+    num_sinks: int = 0
+    """So many patches are landmarks for certain: those with the largest incoming attention mass or norm."""
+    sinks_by: str = "mass"
+    """"mass": attention of the mean query, averaged over heads; "norm": of the block's input."""
+    per_head: bool = False
+    """Each head has its own landmarks; H selections."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_landmarks < 1:
+            raise BadInputError(f"num_landmarks={self.num_landmarks} must be at least 1")
+        for name in ("num_refinements", "num_sinks"):
+            if getattr(self, name) < 0:
+                raise BadInputError(f"{name}={getattr(self, name)} must be at least 0")
+        for name, allowed in (
+            ("features", FEATURES), ("method", METHODS), ("resample", RESAMPLE), ("sinks_by", SINKS_BY),
+        ):  # fmt: skip
+            if getattr(self, name) not in allowed:
+                raise one_of(name, getattr(self, name), allowed)
+        if self.per_head and (self.features == "input" or (self.num_sinks and self.sinks_by == "norm")):
+            raise BadInputError(
+                "per_head=true needs what differs between heads: features=q, k or qk_concat, and sinks_by=mass; the "
+                "block's input is the same for all"
+            )
+
+    def check(self, shape: AttentionShape) -> None:
+        """Raise ImpossibleError if a layer of this shape has too few tokens."""
+        least = shape.num_prefix + max(1, self.num_sinks)
+        if not least <= self.num_landmarks <= shape.num_tokens:
+            sinks = f" and {self.num_sinks} sinks" if self.num_sinks else ""
+            raise ImpossibleError(
+                f"attention.num_landmarks={self.num_landmarks} does not fit {shape.num_tokens} tokens of which "
+                f"{shape.num_prefix} are prefix tokens{sinks}; choose {least}..{shape.num_tokens}"
+            )
+
+    @classmethod
+    def of(cls, variant: object, num_landmarks: int) -> Self:
+        """The selection that a variant's own settings of the same names describe."""
+        names = [field.name for field in fields(cls) if field.name != "num_landmarks"]
+        return cls(num_landmarks=num_landmarks, **{name: getattr(variant, name) for name in names})
+
+    def choose(
+        self, inputs: AttentionInputs, features: Float[Tensor, "B N F"], allowed: Bool[Tensor, "B N"] | None
+    ) -> Landmarks:
+        """The landmarks of these inputs, of which `features_of` gives the features."""
+        m, num_prefix = self.num_landmarks, inputs.num_prefix
+        sinks = likely_sinks(inputs, self.num_sinks, self.sinks_by, allowed) if self.num_sinks else None
+        if self.method in ("grid", "random"):
+            num_tokens, device = features.shape[1], features.device
+            order = golden_order(num_tokens, device)
+            if self.method == "random":
+                order = random_order(num_tokens, device, self.seed + inputs.layer)
+            return first_of_order(order.expand(len(features), -1), m, num_prefix, allowed, sinks)
+        if self.method == "rpcholesky":
+            return random_pivots(features, m, num_prefix, self.seed + inputs.layer, allowed, sinks)
+        landmarks = farthest_points(features, m, num_prefix, allowed, sinks)
+        for _ in range(self.num_refinements if self.method == "kmeans" else 0):
+            landmarks = move_to_means(features, landmarks, num_prefix, self.num_sinks, allowed)
+        return landmarks
+
+    def macs(self, shape: AttentionShape) -> int:
+        """Multiply-accumulates of one selection for one image."""
+        n, m, width = shape.num_tokens, self.num_landmarks, num_features(shape, self.features)
+        products = {"grid": 0, "random": 0, "fps": 1, "rpcholesky": 1, "kmeans": 1 + 2 * self.num_refinements}
+        pivots = n * m * (m - 1) // 2 if self.method == "rpcholesky" else 0
+        sinks = n * shape.num_heads * shape.head_dim if self.num_sinks and self.sinks_by == "mass" else 0
+        return products[self.method] * n * m * width + pivots + sinks
+
+
+def features_of(inputs: AttentionInputs, features: str) -> Float[Tensor, "B N F"]:
+    """One vector a token in fp32, by one of FEATURES."""
+    if features == "input":
+        return inputs.x.float()
+    if features in ("q", "k"):
+        tokens = inputs.q if features == "q" else inputs.k
+        return tokens.mean(1, dtype=torch.float32)
+    return torch.cat([tokens.transpose(1, 2).flatten(2).float() for tokens in (inputs.q, inputs.k)], -1)
+
+
+def num_features(shape: AttentionShape, features: str) -> int:
+    """Width of `features_of`."""
+    width = {"input": shape.num_channels, "qk_concat": 2 * shape.num_heads * shape.head_dim}
+    return width.get(features, shape.head_dim)
+
+
+def likely_sinks(
+    inputs: AttentionInputs, num_sinks: int, by: str, allowed: Bool[Tensor, "B N"] | None = None
+) -> Int[Tensor, "B S"]:
+    """The allowed patches with the largest incoming attention mass or norm, by one of SINKS_BY; N C MACs or none."""
+    if by == "norm":
+        score = inputs.x.float().norm(dim=-1)
+    else:
+        query = _mean_query(inputs.q.float(), allowed)
+        logits = inputs.scale * (inputs.k.float() @ query[..., None])[..., 0]  # [B, H, N]
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed[:, None], -torch.inf)
+        score = logits.softmax(-1).mean(1)
+    if allowed is not None:
+        score = score.masked_fill(~allowed, -1.0)
+    score[:, : inputs.num_prefix] = -torch.inf  # landmarks already
+    sinks: Tensor = score.topk(num_sinks, dim=1).indices
+    return sinks
+
+
+def _mean_query(q: Float[Tensor, "B H N D"], allowed: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B H D"]:
+    if allowed is None:
+        return q.mean(2)
+    return (q * allowed[:, None, :, None]).sum(2) / allowed.sum(1)[:, None, None]
+
+
+def one_head_each(inputs: AttentionInputs) -> AttentionInputs:
+    """Every head of every image as an image of its own, so that each has its own landmarks."""
+    q, k, v = (tokens.flatten(0, 1)[:, None] for tokens in (inputs.q, inputs.k, inputs.v))
+    mask = None if inputs.mask is None else inputs.mask.expand(len(inputs.q), *inputs.mask.shape[1:])
+    mask = None if mask is None else mask.repeat_interleave(inputs.q.shape[1], 0)
+    return replace(inputs, q=q, k=k, v=v, mask=mask)
