@@ -15,8 +15,10 @@ PATCHES_PER_WARP = 128
 MOST_WARPS = 16
 
 
-def launch(features: Tensor, num_landmarks: int, num_prefix: int, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The landmarks [B, M] and the cell of each token [B, N], int64, of features [B, N, F]."""
+def launch(
+    features: Tensor, num_landmarks: int, num_cells: int, num_prefix: int, allowed: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The landmarks [B, L] and the cell of each token [B, N], int64, of features [B, N, F]."""
     B, N, F = features.shape
     lead, length = _aligned(num_prefix), _aligned(N - num_prefix)
     rows = features.new_empty(B, F, lead + length)  # feature by feature: neighbouring threads read neighbouring tokens
@@ -31,6 +33,7 @@ def launch(features: Tensor, num_landmarks: int, num_prefix: int, allowed: Tenso
         cell_of,
         N,
         num_landmarks,
+        num_cells,
         rows.stride(0),
         rows.stride(1),
         0 if allowed is None else allowed.stride(0),
@@ -54,10 +57,11 @@ def _aligned(length: int) -> int:
 def sample_farthest_points(
     features,  # [B, F, N] of any floating type from the first patch on: the prefix tokens lie before it
     allowed,  # [B, N] bool, read where HAS_MASK
-    index,  # [B, M] int64, written
+    index,  # [B, L] int64, written
     cell_of,  # [B, N] int64, written
     num_tokens,
     num_landmarks,
+    num_cells,
     stride_b,
     stride_f,
     allowed_stride_b,
@@ -107,10 +111,13 @@ def sample_farthest_points(
             distance += x * x
         is_newest = patch == newest
         to_chosen = tl.where(is_newest, float("-inf"), tl.minimum(to_chosen, distance))
-        if m >= NUM_PREFIX:
-            closer = (distance < to_cell) | is_newest
-            cell = tl.where(closer, m, cell)
-            to_cell = tl.where(is_newest, float("-inf"), tl.minimum(to_cell, distance))
-        else:
+        if m < NUM_PREFIX:
             tl.store(cell_of + m, m)
+        elif m < num_cells:
+            closer = distance < to_cell
+            if HAS_MASK:  # a landmark that is not allowed has no other token
+                flag = allowed + image * allowed_stride_b + (NUM_PREFIX + newest) * allowed_stride_n
+                closer &= tl.load(flag) != 0
+            cell = tl.where(closer | is_newest, m, cell)
+            to_cell = tl.where(is_newest, float("-inf"), tl.where(closer, distance, to_cell))
     tl.store(cell_of + NUM_PREFIX + patch, cell, mask=inside)
