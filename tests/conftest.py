@@ -1,4 +1,4 @@
-"""What all tests share: no network, one thread, and the real assets where there are any."""
+"""What all tests share: no network, one thread, kernels interpreted without a GPU, real assets where there are any."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which many a library does
 torch.set_num_threads(1)
 
 

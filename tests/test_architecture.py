@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,8 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 def test_attention_timing_and_training_need_no_command_line_and_importing_them_does_nothing() -> None:
     names = [f"fnabench.{name}" for name in MODULES if any(fnmatch(name, pattern) for pattern in PLAIN)]
+    if find_spec("triton") is None:  # the one optional package that modules of ours import at their head
+        names = [name for name in names if not name.startswith("fnabench.kernels.programs.")]
     assert {"fnabench.attention.fna", "fnabench.timing", "fnabench.surgery"} <= set(names)
     code = f"""
 import importlib, sys

@@ -1,0 +1,58 @@
+"""Where the kernels apply: each limit is one line of why not."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+
+from fnabench.errors import ImpossibleError
+
+MOST_CELLS = 128
+"""The solve keeps a square matrix of that size in the registers of one program."""
+MOST_HEAD_DIM = 128
+MOST_PATCHES = 16384
+"""Patches an image: the sampling keeps a distance of each in the registers of one program."""
+
+
+def require_triton(device: torch.device) -> None:
+    """ImpossibleError where Triton programs cannot run."""
+    if find_spec("triton") is None:
+        raise ImpossibleError("the fused kernels need triton, which is not installed; type pip install triton")
+    import triton
+
+    if device.type != "cuda" and not triton.knobs.runtime.interpret:
+        raise ImpossibleError(
+            f"the fused kernels run on CUDA devices, not on {device}; use the plain form there "
+            "(or TRITON_INTERPRET=1, which is for tests and slow)"
+        )
+
+
+def require_sampling(num_tokens: int, num_landmarks: int, num_cells: int, num_prefix: int) -> None:
+    """ImpossibleError where the sampling cannot choose that many landmarks among that many tokens."""
+    if not num_prefix < num_cells <= num_landmarks <= num_tokens:
+        raise ImpossibleError(
+            f"{num_landmarks} landmarks with {num_cells} cells do not fit {num_tokens} tokens of which {num_prefix} "
+            f"are prefix tokens: {num_prefix} < cells <= landmarks <= {num_tokens}"
+        )
+    if num_tokens - num_prefix > MOST_PATCHES:
+        raise ImpossibleError(
+            f"the sampling kernel takes at most {MOST_PATCHES} patches an image, not {num_tokens - num_prefix}; "
+            "use the plain form"
+        )
+
+
+def require_attention(dtype: torch.dtype, head_dim: int, num_landmarks: int, num_cells: int) -> None:
+    """ImpossibleError where the attention kernels cannot keep one head in the registers of a program."""
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ImpossibleError(f"the fused kernels take fp32, bf16 and fp16, not {dtype}; use the plain form")
+    if head_dim > MOST_HEAD_DIM:
+        raise ImpossibleError(
+            f"the fused kernels take heads of at most {MOST_HEAD_DIM} channels, not {head_dim}; use the plain form"
+        )
+    most = MOST_CELLS // 2 if dtype == torch.float32 and head_dim > MOST_HEAD_DIM // 2 else MOST_CELLS
+    if not 1 <= num_cells <= min(num_landmarks, most):
+        raise ImpossibleError(
+            f"the fused kernels take 1..{most} cells of {dtype} heads of {head_dim} channels, and no more cells than "
+            f"landmarks, not {num_cells} cells and {num_landmarks} landmarks; use the plain form"
+        )
