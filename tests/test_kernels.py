@@ -6,15 +6,17 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from builders import attention_inputs
 from torch import Tensor
 
+from fnabench.attention.fna_refined import FnaRefined
 from fnabench.attention.landmarks import farthest_points
-from fnabench.errors import ImpossibleError
+from fnabench.errors import BadInputError, ImpossibleError
 from fnabench.kernels import reference
 from fnabench.kernels.farthest_points import sample_farthest_points
 from fnabench.kernels.refined_attention import refined_attention
@@ -358,3 +360,24 @@ def test_a_cuda_graph_replays_sampling_and_attention_on_new_inputs() -> None:
     given.q.copy_(torch.randn_like(given.q))
     graph.replay()
     assert torch.equal(captured, run())
+
+
+class TestVariant:
+    """attention=fna_refined with fused=true is attention=fna_refined."""
+
+    @pytest.mark.parametrize("options", [{}, {"over": 2}, {"per_head": True, "features": "q"}, {"method": "grid"}])
+    @pytest.mark.parametrize("num_masked", [0, 5])
+    def test_it_is_the_plain_variant(self, options: dict[str, object], num_masked: int) -> None:
+        given = attention_inputs(tokens=40, head_dim=32)
+        if num_masked:
+            given = replace(given, mask=(torch.arange(40) < 40 - num_masked)[None, None, None].expand(2, -1, -1, -1))
+        plain = FnaRefined(num_landmarks=8, **options)(given)  # type: ignore[arg-type]
+        moved = {name: getattr(given, name).to(DEVICE) for name in ("q", "k", "v", "x")}
+        moved["mask"] = None if given.mask is None else given.mask.to(DEVICE)
+        fused = FnaRefined(num_landmarks=8, fused=True, **options)(replace(given, memo={}, **moved))  # type: ignore[arg-type]
+        torch.testing.assert_close(fused.cpu(), plain, atol=2e-4, rtol=1e-3)
+
+    @pytest.mark.parametrize("option", [{"cells": False}, {"scatter": False}, {"inverse": "pinv"}])
+    def test_what_the_kernels_do_not_do_is_refused(self, option: dict[str, object]) -> None:
+        with pytest.raises(BadInputError, match="fused=true needs cells=true, scatter=true and inverse=ridge"):
+            FnaRefined(fused=True, **option)  # type: ignore[arg-type]

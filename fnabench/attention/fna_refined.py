@@ -20,6 +20,7 @@ from fnabench.attention.inverse import INVERSES, effective_values, macs_of_inver
 from fnabench.attention.landmarks import Landmarks
 from fnabench.attention.selection import Selection, features_of, num_features, one_head_each
 from fnabench.errors import BadInputError, ImpossibleError, one_of
+from fnabench.kernels.refined_attention import refined_attention as fused_attention
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -69,6 +70,8 @@ class FnaRefined(Attention):
     """Keys are cell means with their mass, and the cell means of v are the prior of V'; else single tokens, prior 0."""
     over: int = 1
     """Query landmarks a cell: the first M of over * M landmarks own the cells, all have exact outputs."""
+    fused: bool = False
+    """The whole formula in three Triton launches, on a GPU; what they cannot do is refused."""
 
     def __post_init__(self) -> None:
         Selection.of(self, self.num_landmarks)  # which refuses what it does not know
@@ -78,6 +81,8 @@ class FnaRefined(Attention):
             raise one_of("inverse", self.inverse, INVERSES)
         if self.inverse == "newton_schulz" and self.over > 1:
             raise BadInputError(f"inverse=newton_schulz needs a square system, not over={self.over}; use inverse=ridge")
+        if self.fused and not (self.cells and self.scatter and self.inverse == "ridge"):
+            raise BadInputError("fused=true needs cells=true, scatter=true and inverse=ridge; use fused=false")
 
     def check(self, shape: AttentionShape) -> None:
         Selection.of(self, self.num_landmarks).check(shape)
@@ -94,6 +99,18 @@ class FnaRefined(Attention):
             return attend_causally(inputs, Selection.of(self, self.num_landmarks))
         allowed = inputs.key_mask()
         landmarks, keys_of = self._choose(inputs, allowed)
+        if self.fused:
+            return fused_attention(
+                inputs.q,
+                inputs.k,
+                inputs.v,
+                landmarks.index,
+                inputs.memo["nearest"],
+                inputs.scale,
+                self.ridge,
+                allowed,
+                self.num_landmarks,
+            )
         return refined_attention(
             inputs.q,
             inputs.k,
