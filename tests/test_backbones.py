@@ -341,6 +341,13 @@ def test_the_text_tower_is_never_wrapped(saved: OpenClipVit) -> None:
     assert all(name.startswith("visual.") for name in wrapped)
 
 
+def test_another_tokenizer_is_another_model(tmp_path: Path, architectures: None) -> None:
+    model = save_open_clip(tmp_path, "small-SigLIP")
+    before = model.weights_hash()
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert model.weights_hash() != before
+
+
 def test_the_prompts_are_the_eighty_of_clip(saved: OpenClipVit) -> None:
     from open_clip import OPENAI_IMAGENET_TEMPLATES
 
@@ -410,3 +417,58 @@ def test_a_mask_or_weights_cannot_be_had_from_a_replaced_layer(tmp_path: Path, a
         native(x, x, x, need_weights=False, attn_mask=torch.zeros(17, 17))
     with pytest.raises(ImpossibleError, match="cross-attention"):
         native(x, x + 1, x, need_weights=False)
+
+
+# The hub's cache
+
+
+def cached(folder: Path, repository: str, revision: str, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files where `hf download` puts those of a repository at a commit."""
+    snapshot = folder / f"models--{repository.replace('/', '--')}" / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    for path in files:
+        path.rename(snapshot / path.name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize("architecture", ["small-CLIP", "small-SigLIP"])
+def test_a_pinned_open_clip_is_loaded_from_the_cache_without_a_network(
+    architecture: str, tmp_path: Path, architectures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = save_open_clip(tmp_path, architecture)
+    images = random_images(2, size_of(local))
+    with torch.inference_mode():
+        expected = load(local).encode_image(images)
+    config = {"model_cfg": {"quick_gelu": local.quick_gelu}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    files = [path for path in tmp_path.iterdir() if path.is_file()]
+    cached(tmp_path / "hub", "timm/small", REVISION, files, monkeypatch)
+    pinned_model = replace(local, checkpoint="hf-hub:timm/small", revision=REVISION)
+    with torch.inference_mode():
+        assert torch.equal(load(pinned_model).encode_image(images), expected)
+    assert len(pinned_model.weights_hash()) == 64
+    with pytest.raises(MissingError, match=r"hf download timm/small open_clip_model\.safetensors --revision f00"):
+        replace(pinned_model, revision="f00").check()
+
+
+def test_a_pinned_timm_model_is_loaded_from_the_cache_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    module = timm.create_model("eva02_tiny_patch14_224", img_size=56, num_classes=10).eval()
+    save_file(module.state_dict(), tmp_path / "model.safetensors")
+    cached(tmp_path / "hub", "timm/small", REVISION, [tmp_path / "model.safetensors"], monkeypatch)
+    model = TimmVit(
+        checkpoint="hf-hub:timm/small", revision=REVISION, architecture="eva02_tiny_patch14_224", image_size=56,
+        num_classes=10,
+    )  # fmt: skip
+    model.check()
+    images = random_images(2, 56)
+    with torch.inference_mode():
+        assert torch.equal(model.load(CPU, torch.float32).classify(images), module(images))

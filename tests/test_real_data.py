@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -500,6 +501,19 @@ def test_an_unpinned_repository_is_refused_and_an_absent_one_says_what_to_run(na
     ) as caught:
         pinned.check()
     assert "\n" not in str(caught.value)
+
+
+def test_a_pinned_repository_is_read_from_the_cache_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "hub" / "datasets--ILSVRC--imagenet-1k" / "snapshots" / revision
+    changes = imagenet_hub(snapshot) | {"revision": revision}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    source = instantiate(OmegaConf.merge(OmegaConf.load(CONF / "imagenet_hub.yaml"), changes), _convert_="all")
+    source.check()
+    assert [source[index].label for index in range(12)] == [(5 * number) % 12 for number in range(12)]
+    assert source.fingerprint() == replace(source, root=str(snapshot)).fingerprint()
 
 
 def test_a_gated_repository_says_where_its_terms_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,8 +32,14 @@ def _in_checkout(pattern: str) -> set[str]:
 
 def test_every_configuration_is_inside_the_package(names: set[str]) -> None:
     expected = {f"fnabench/{path}" for path in _in_checkout("conf/**/*.yaml")}
-    assert {name for name in names if name.endswith(".yaml")} == expected
+    assert {name for name in names if name.endswith(".yaml")} == expected | {"fnabench/references.yaml"}
     assert {"fnabench/conf/config.yaml", "fnabench/conf/hydra/launcher/slurm.yaml"} <= expected
+
+
+def test_the_word_lists_are_inside_the_package(names: set[str]) -> None:
+    expected = _in_checkout("fnabench/**/*.txt")
+    assert len(expected) >= 2
+    assert expected <= names
 
 
 def test_every_task_is_inside_the_package_and_the_bridge_is_not(names: set[str]) -> None:

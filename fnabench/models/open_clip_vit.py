@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch.nn.functional import normalize
 
 from fnabench.errors import BadInputError, ImpossibleError, MissingError
-from fnabench.identity import LOCATION
+from fnabench.identity import LOCATION, digest
 from fnabench.models.base import Backbone, Blueprint, Model
 from fnabench.models.open_clip_layers import open_clip_layers
 from fnabench.models.preprocessing import square_transforms
@@ -73,7 +73,11 @@ class OpenClipVit(Model):
                 )
 
     def weights_hash(self) -> str:
-        return hash_file(find_weights(self._pinned, WEIGHTS))
+        path = find_weights(self._pinned, WEIGHTS)
+        if not self._has_own_tokenizer:
+            return hash_file(path)
+        folder = _tokenizer_folder(self._pinned, path)
+        return digest([hash_file(each) for each in (path, *(folder / name for name in TOKENIZER))])
 
     def blueprint(self) -> Blueprint:
         with torch.device("meta"):

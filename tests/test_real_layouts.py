@@ -1,0 +1,103 @@
+"""Real images in the official layouts of the published data sets: what comes out is what the samples give."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from PIL import Image
+from small_world import SmallWorld
+
+from fnabench.data.captions import CaptionFolder
+from fnabench.data.masks import MaskFolder
+from fnabench.store import read_record
+
+CONF = Path(__file__).resolve().parent.parent / "conf" / "data"
+pytestmark = pytest.mark.assets
+
+
+def configured(name: str, root: Path, **changes: object) -> Any:
+    settings = OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), {"root": str(root)}, changes)
+    return instantiate(settings, _convert_="all")
+
+
+def test_the_sample_in_imagenets_layout_gives_its_own_accuracy(
+    assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FNABENCH_ASSETS", str(assets.resolve()))
+    root = tmp_path / "val"
+    for label in range(1000):
+        (root / f"n{label:08d}").mkdir(parents=True)
+    with (assets / "imagenet_sample" / "labels.csv").open() as table:
+        for number, row in enumerate(list(csv.DictReader(table))[:100]):
+            place = root / f"n{int(row['label']):08d}" / f"ILSVRC2012_val_{number:08d}.JPEG"
+            shutil.copy(assets / "imagenet_sample" / row["file"], place)
+    (tmp_path / "world").mkdir()
+    world = SmallWorld(tmp_path / "world", monkeypatch, capsys)
+    code, _, err = world.run_as_given(
+        "task=classification", "data=imagenet", f"data.root={root}", "data.num_images=100", "model=vit_tiny",
+        "attention=exact", "probe=none", "tracker=none",
+    )  # fmt: skip
+    assert code == 0, err
+    (folder,) = world.records()
+    assert read_record(folder).scores["top1"].value == pytest.approx(0.89), (
+        "what data=imagenet_sample data.limit=100 gives"
+    )
+
+
+def test_real_captions_in_karpathys_and_cocos_layout_are_the_same(assets: Path, tmp_path: Path) -> None:
+    own = CaptionFolder(root=str(assets / "flickr_sample"), limit=12)
+    samples = [own[index] for index in range(12)]
+    for folder in ("val2014", "val2017", "annotations"):
+        (tmp_path / folder).mkdir()
+    entries, images, captions = [], [], []
+    for number, sample in enumerate(samples):
+        for folder in ("val2014", "val2017"):
+            shutil.copy(assets / "flickr_sample" / "images" / sample.id, tmp_path / folder / sample.id)
+        sentences = [{"raw": text, "sentid": 5 * number + k} for k, text in enumerate(sample.captions)]
+        entries.append({"filepath": "val2014", "filename": sample.id, "split": "test", "sentences": sentences})
+        images.append({"id": number, "file_name": sample.id})
+        captions += [{"id": each["sentid"], "image_id": number, "caption": each["raw"]} for each in sentences]
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"dataset": "coco", "images": entries}))
+    (tmp_path / "annotations" / "captions_val2017.json").write_text(
+        json.dumps({"images": images, "annotations": captions})
+    )
+    for name in ("coco_karpathy", "coco_val2017"):
+        source = configured(name, tmp_path, num_images=12, num_captions=60)
+        source.check()
+        for index, sample in enumerate(samples):
+            assert source[index].captions == sample.captions
+            assert np.array_equal(np.array(source[index].image), np.array(sample.image))
+
+
+@pytest.mark.parametrize("name", ["ade20k", "voc2012"])
+def test_real_label_maps_in_ades_and_vocs_layout_are_the_same(name: str, assets: Path, tmp_path: Path) -> None:
+    settings = OmegaConf.to_container(OmegaConf.load(CONF / "camvid.yaml"), resolve=False)
+    camvid = MaskFolder(
+        root=str(assets / "camvid"), images="val", masks="valannot", mask_names=tuple(settings["mask_names"]),  # type: ignore[index,call-overload]
+        ignored=11, limit=5,
+    )  # fmt: skip
+    source = configured(name, tmp_path, num_images=5)
+    for folder in (source.images, source.masks):
+        (tmp_path / folder).mkdir(parents=True)
+    for index in range(5):
+        sample = camvid[index]
+        assert sample.image is not None
+        assert sample.mask is not None
+        sample.image.save(tmp_path / source.images / sample.id)
+        values = np.where(sample.mask == 255, source.ignored, sample.mask.astype(int) + source.first_value)
+        Image.fromarray(values.astype(np.uint8)).save((tmp_path / source.masks / sample.id).with_suffix(".png"))
+    if source.listed_in:
+        (tmp_path / source.listed_in).parent.mkdir(parents=True)
+        (tmp_path / source.listed_in).write_text("\n".join(Path(camvid[index].id).stem for index in range(5)))
+    source.check()
+    for index in range(5):
+        assert np.array_equal(source[index].mask, camvid[index].mask)
+        assert len(np.unique(source[index].mask)) > 5
