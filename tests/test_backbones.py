@@ -430,6 +430,19 @@ def test_images_are_cropped_for_clip_and_squashed_for_siglip(saved: OpenClipVit)
         assert 0.4 < right < 0.6
 
 
+def test_images_are_prepared_as_the_library_prepares_them(saved: OpenClipVit) -> None:
+    from open_clip.transform import image_transform
+
+    theirs = image_transform(
+        size_of(saved), is_train=False, mean=saved.mean, std=saved.std, interpolation="bicubic",
+        resize_mode="squash" if saved.squash else "shortest",
+    )  # fmt: skip
+    ours = load(saved).transform
+    pixels = np.random.default_rng(0).integers(256, size=(300, 411, 3), dtype=np.uint8)
+    for image in (Image.fromarray(pixels), Image.fromarray(pixels).resize((37, 50)), Pictures()[0].image):
+        torch.testing.assert_close(ours(image), theirs(image), atol=1e-6, rtol=0)
+
+
 def test_the_wrong_activation_changes_the_embedding_and_is_refused(tmp_path: Path, architectures: None) -> None:
     right = save_open_clip(tmp_path, "small-CLIP")
     wrong = save_open_clip(tmp_path, "small-CLIP", quick_gelu=False)
