@@ -48,6 +48,13 @@ train-bundled: setup  ## train the bundled models again (hours on a CPU); goes o
 test-slurm: setup  ## a sweep through a real one-node Slurm (installs Debian's packages; needs root)
 	PATH=$(abspath $(BIN)):$$PATH tests/slurm/run.sh
 
+.PHONY: verify bench-loader
+bench-loader: setup  ## images/s of the loader beside the encoder's, for more and more worker processes
+	$(BIN)/python -m fnabench.bench.loader
+
+verify: setup  ## the bundled CLIP's exact attention against its card, on a few scenes
+	$(BIN)/python -m fnabench verify --quick model=clip data=scenes
+
 leaderboard: setup  ## results/LEADERBOARD.md from the records
 	$(BIN)/python -m fnabench leaderboard
 

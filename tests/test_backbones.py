@@ -7,17 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 from builders import random_images
+from fnabench.tasks.classification import Classification
+from fnabench.tasks.retrieval import Retrieval
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from PIL import Image
 from torch import Tensor, nn
 
 from fnabench.attention.exact import Exact
 from fnabench.attention.fna import Fna
+from fnabench.data.base import Sample, Source
 from fnabench.errors import BadInputError, ImpossibleError, MissingError
+from fnabench.loader import Loader
 from fnabench.models.base import Model
 from fnabench.models.open_clip_vit import OpenClipBackbone, OpenClipVit
 from fnabench.models.timm_vit import TimmBackbone, TimmVit
@@ -355,10 +361,62 @@ def test_the_prompts_are_the_eighty_of_clip(saved: OpenClipVit) -> None:
     assert len(load(saved).templates) == 80
 
 
-def test_images_are_cropped_for_clip_and_squashed_for_siglip(saved: OpenClipVit) -> None:
-    import numpy as np
-    from PIL import Image
+class Pictures(Source):
+    """Sixteen plain images of as many colours with two captions each, and five class names."""
 
+    name = "pictures"
+    provides = frozenset({"label", "captions"})
+    class_names = ("red square", "blue", "photo", "small", "of of of")
+
+    def check(self) -> None:
+        pass
+
+    def fingerprint(self) -> str:
+        return "pictures"
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> Sample:
+        colour = np.random.default_rng(index).integers(256, size=3, dtype=np.uint8)
+        pixels = np.broadcast_to(colour, (70, 90, 3)) // np.array([1, 1 + index % 3, 1], dtype=np.uint8)
+        captions = (f"a photo of a red square {index}", f"small blue {index}")
+        return Sample(id=str(index), image=Image.fromarray(pixels), label=index % 5, captions=captions)
+
+
+def loader_for(backbone: OpenClipBackbone) -> Loader:
+    return Loader(
+        source=Pictures(), transform=backbone.transform, batch_size=3, num_workers=0, device=CPU, dtype=torch.float32
+    )
+
+
+def test_zero_shot_is_what_the_library_computes(saved: OpenClipVit) -> None:
+    import open_clip
+
+    backbone = load(saved)
+    images = torch.stack([backbone.transform(Pictures()[index].image) for index in range(16)])  # type: ignore[arg-type]
+    with torch.inference_mode():
+        classifier = open_clip.build_zero_shot_classifier(
+            backbone.module, backbone.tokenizer, Pictures.class_names, open_clip.OPENAI_IMAGENET_TEMPLATES
+        )
+        expected = (backbone.module.encode_image(images, normalize=True) @ classifier).argmax(-1)
+        scores = Classification(method="zeroshot").evaluate(backbone, loader_for(backbone), {})
+    assert len(set(expected.tolist())) > 1
+    assert scores.metrics["top1"].predictions[:, 0].tolist() == list(map(str, expected.tolist()))  # type: ignore[index]
+
+
+def test_retrieval_runs_in_both_directions(saved: OpenClipVit) -> None:
+    backbone = load(saved)
+    with torch.inference_mode():
+        exact = Retrieval(ks=(1, 16)).evaluate(backbone, loader_for(backbone), {})
+        FNA.attach(backbone.layers.select("half"))
+        variant = Retrieval(ks=(1, 16)).evaluate(backbone, loader_for(backbone), {})
+    assert len(exact.metrics["t2i_r1"].ids) == 32
+    assert exact.metrics["t2i_r16"].value == 1, "sixteen images, sixteen places"
+    assert 0 <= variant.metrics["i2t_r1"].value <= 1
+
+
+def test_images_are_cropped_for_clip_and_squashed_for_siglip(saved: OpenClipVit) -> None:
     ramp = np.broadcast_to(np.linspace(0, 255, 400, dtype=np.uint8)[None, :, None], (200, 400, 3))
     backbone = load(saved)
     image = backbone.transform(Image.fromarray(np.ascontiguousarray(ramp)))
@@ -370,6 +428,19 @@ def test_images_are_cropped_for_clip_and_squashed_for_siglip(saved: OpenClipVit)
     else:
         assert -0.6 < left < -0.4
         assert 0.4 < right < 0.6
+
+
+def test_images_are_prepared_as_the_library_prepares_them(saved: OpenClipVit) -> None:
+    from open_clip.transform import image_transform
+
+    theirs = image_transform(
+        size_of(saved), is_train=False, mean=saved.mean, std=saved.std, interpolation="bicubic",
+        resize_mode="squash" if saved.squash else "shortest",
+    )  # fmt: skip
+    ours = load(saved).transform
+    pixels = np.random.default_rng(0).integers(256, size=(300, 411, 3), dtype=np.uint8)
+    for image in (Image.fromarray(pixels), Image.fromarray(pixels).resize((37, 50)), Pictures()[0].image):
+        torch.testing.assert_close(ours(image), theirs(image), atol=1e-6, rtol=0)
 
 
 def test_the_wrong_activation_changes_the_embedding_and_is_refused(tmp_path: Path, architectures: None) -> None:
