@@ -15,7 +15,7 @@ from fnabench.errors import BadInputError, MissingError
 from fnabench.experiment import Experiment
 from fnabench.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, new_figure, save, tidy
 from fnabench.record import Record
-from fnabench.store import ARRAYS, read_record
+from fnabench.store import ARRAYS, RECORD, read_record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -241,7 +241,7 @@ def _images(record: Record, count: int) -> list[NDArray[Any]]:
 
 
 def _record_of_tokens(folder: Path) -> Record:
-    if not (folder / "record.json").is_file():
+    if not (folder / RECORD).is_file():
         raise BadInputError(f"{folder} holds no record; give the folder that a run of task=tokens has printed")
     record = read_record(folder)
     if ARRAYS not in record.files:
