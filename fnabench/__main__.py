@@ -15,10 +15,10 @@ COMMANDS = {
 
 def main() -> None:
     """The command line; a word in front, such as `leaderboard` or `verify`, is a command of its own."""
-    module = COMMANDS.get(" ".join(sys.argv[1:2]))
-    if module:
-        sys.argv[1:] = sys.argv[2:]
-    import_module(module or "fnabench.cli").main()
+    module = "fnabench.cli"
+    if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+        module = COMMANDS[sys.argv.pop(1)]
+    import_module(module).main()
 
 
 if __name__ == "__main__":

@@ -64,8 +64,14 @@ def digest_of_code(configured: Iterable[object]) -> str:
     inside = [path for each in top for path in ([each] if each.is_file() else each.rglob("*"))]
     files = {path for path in inside if path.suffix in (".py", ".txt")}
     own = sorted(files, key=lambda path: (path.parent.name, path.name))
-    foreign = sorted({Path(inspect.getfile(type(each))) for each in configured} - files)
+    foreign = sorted({Path(inspect.getfile(type(each))) for part in configured for each in _with_inner(part)} - files)
     return digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in own + foreign])
+
+
+def _with_inner(configured: object) -> list[object]:
+    """A configured object and, if it is a dataclass, those inside it."""
+    inner = [getattr(configured, f.name) for f in fields(configured)] if is_dataclass(configured) else []
+    return [configured, *(each for value in inner if is_dataclass(value) for each in _with_inner(value))]
 
 
 def _plain(value: object) -> object:

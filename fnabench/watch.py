@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +15,7 @@ from fnabench.attention.detectors import DETECTORS as DETECTORS
 from fnabench.attention.detectors import above_cls, above_gap, cls_attention, cls_logits, taking_over
 from fnabench.attention.exact import Exact
 from fnabench.attention.masks import PATTERNS as PATTERNS
-from fnabench.attention.masks import attend_masked, attend_sunk, attention_matrix, without_keys
+from fnabench.attention.masks import attend_masked, attend_sunk, attention_matrix, refuse_mask, without_keys
 from fnabench.errors import ImpossibleError
 
 if TYPE_CHECKING:
@@ -42,6 +42,19 @@ class Intervention:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class GroupView:
+    """What one block does with groups of tokens; NaN where a group is empty. An intervention is not looked at."""
+
+    norms: Float[Tensor, "B G"]
+    """L2 norms of the block's input, mean over the group."""
+    received: Float[Tensor, "B G"]
+    """What one token of the group is given, mean over the group, all queries and heads."""
+    suppression: Float[Tensor, "B H G G"]
+    """<x_i / |x_i|, W_O v_j>, mean over the tokens i of the row's group and j of the column's: below 0 attending to j
+    shrinks i."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class BlockView:
     """What one block was given in one forward."""
 
@@ -52,12 +65,7 @@ class BlockView:
     """The CLS row of the attention logits; None where there is no CLS token."""
     attention: Float[Tensor, "B N"] | None
     """What CLS gives each token under the intervention, mean over heads."""
-    received: Float[Tensor, "B G"] | None
-    """What a token of each group is given by a query, mean over its tokens, all queries and heads; without the
-    intervention."""
-    suppression: Float[Tensor, "B H G G"] | None
-    """<x_i / |x_i|, W_O v_j>, mean over the tokens i of the row's group and j of the column's: below 0 attending to j
-    shrinks i. NaN where a group is empty."""
+    groups: GroupView | None
 
     def massive(self, detector: str, ratio: float, min_gap: float) -> Bool[Tensor, "B N"]:
         """The massive tokens by what CLS attends to ("cls") or by the norms ("norm")."""
@@ -128,6 +136,7 @@ class _Watched(Attention):
         self.intervention, self.groups = intervention, groups
 
     def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]:
+        refuse_mask(inputs)
         active = self.intervention if self.intervention and inputs.layer >= self.intervention.start_block else None
         self.views[inputs.layer] = self._view(inputs, active)
         return self.inner(inputs) if active is None else _intervene(self.inner, inputs, active)
@@ -142,14 +151,14 @@ class _Watched(Attention):
             attention = cls_attention(logits, active.tokens)
         elif attention is not None and active and active.operator == "sink":
             attention = attention.masked_fill(active.tokens, 0)
-        groups = None if self.groups is None else self.groups.float()
         return BlockView(
             num_prefix=inputs.num_prefix,
             norms=inputs.x.float().norm(dim=-1),
             logits=logits,
             attention=attention,
-            received=None if groups is None else _received(inputs, groups),
-            suppression=None if groups is None else _suppression(inputs, groups, self.layer.output_projection.weight),
+            groups=None
+            if self.groups is None
+            else _view_groups(inputs, self.groups.float(), self.layer.output_projection.weight),
         )
 
 
@@ -169,29 +178,26 @@ def _intervene(inner: Attention, inputs: AttentionInputs, active: Intervention) 
     return attend(inputs, active.tokens, active.pattern)
 
 
-def _received(inputs: AttentionInputs, groups: Float[Tensor, "B G N"]) -> Float[Tensor, "B G"]:
-    """Image by image, so that one attention matrix is in memory at a time."""
-    rows = []
-    for image, members in enumerate(groups):
-        one = AttentionInputs(
-            **{name: getattr(inputs, name)[image : image + 1] for name in ("q", "k", "v", "x")},
-            layer=inputs.layer, scale=inputs.scale, num_prefix=inputs.num_prefix,
-        )  # fmt: skip
-        rows.append(members @ attention_matrix(one).mean((0, 1, 2)) / members.sum(1))
-    return torch.stack(rows)
-
-
-def _suppression(
-    inputs: AttentionInputs, groups: Float[Tensor, "B G N"], weight: Float[Tensor, "C HD"]
-) -> Float[Tensor, "B H G G"]:
-    """The mean of a bilinear form is the form of the means, so that no N x N matrix is needed."""
+def _view_groups(inputs: AttentionInputs, groups: Float[Tensor, "B G N"], weight: Float[Tensor, "C HD"]) -> GroupView:
+    """The mean of a bilinear form is the form of the means, so that suppression needs no N x N matrix."""
     x, v = inputs.x.float(), inputs.v.float()
+    norms = x.norm(dim=-1, keepdim=True)  # [B, N, 1]
     of_group = groups / groups.sum(-1, keepdim=True)  # 0/0 = NaN where it is empty
-    directions = of_group @ (x / x.norm(dim=-1, keepdim=True))  # [B, G, C]
     values = of_group[:, None] @ v  # [B, H, G, D]
     by_head = weight.float().reshape(-1, v.shape[1], v.shape[3])  # [C, H, D]
     written = torch.einsum("bhgd,chd->bhgc", values, by_head)
-    return torch.einsum("bac,bhgc->bhag", directions, written)
+    return GroupView(
+        norms=(of_group @ norms)[..., 0],
+        received=(of_group @ _received(inputs)[..., None])[..., 0],
+        suppression=torch.einsum("bac,bhgc->bhag", of_group @ (x / norms), written),
+    )
+
+
+def _received(inputs: AttentionInputs) -> Float[Tensor, "B N"]:
+    """The attention that each token is given; image by image, so that one attention matrix is in memory at a time."""
+    images = range(len(inputs.q))
+    parts = [replace(inputs, q=inputs.q[image : image + 1], k=inputs.k[image : image + 1]) for image in images]
+    return torch.stack([attention_matrix(one).mean((0, 1, 2)) for one in parts])
 
 
 def _required(row: Tensor | None) -> Tensor:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 GROUPS = ("cls", "massive", "artifact", "normal")
 """Of a model without CLS the first is empty; registers are in none."""
+FOUND = GROUPS[1:3]
 _COUNTED = ("massive_norm", "massive_cls", "artifact", "one_pass")
 
 
@@ -105,10 +106,11 @@ class Tokens(Task):
         arrays = {
             name: np.concatenate([_padded(each[name], name, num_rounds) for each in batches]) for name in batches[0]
         }
-        arrays |= {"grid": np.array(grid), "groups": np.array(GROUPS)}
-        arrays |= {"blocks": np.array(self._blocks(len(backbone.layers)))}
+        blocks = self._blocks(len(backbone.layers))
+        arrays |= {"grid": np.array(grid), "groups": np.array(GROUPS), "blocks": np.array(blocks)}
+        arrays["suppression"] = np.ma.masked_invalid(arrays["suppression"]).mean(0).filled(np.nan)  # of who has both
         return Scores(
-            metrics=_metrics(arrays, tuple(ids)),
+            metrics=_metrics(arrays, tuple(ids), compares=self.iterative),
             headline=self.metric,
             units=dict.fromkeys(_COUNTED, "tokens"),
             arrays=arrays,
@@ -120,8 +122,7 @@ class Tokens(Task):
 
     def _examine(self, backbone: Backbone, batch: Batch) -> dict[str, NDArray[Any]]:
         """Everything about the images of one batch, by name: [B, ...]."""
-        num_blocks = len(backbone.layers)
-        detect, start = self._blocks(num_blocks)
+        detect, start = self._blocks(len(backbone.layers))
         with watch(backbone.layers) as plain:
             self.forward(backbone, batch)
         has_cls = plain[detect].attention is not None
@@ -137,13 +138,12 @@ class Tokens(Task):
         groups = _groups(massive, artifact, plain[detect].num_prefix)
         with watch(backbone.layers, groups=groups) as grouped:
             self.forward(backbone, batch)
-        by_block = [grouped[block] for block in range(num_blocks)]
-        members = groups.float()
+        by_block = [view.groups for _, view in sorted(grouped.items()) if view.groups]
         found |= {"massive": massive, "artifact": artifact} | curves
         found |= {
-            "norms": torch.stack([(members @ view.norms[..., None])[..., 0] / members.sum(-1) for view in by_block], 1),
-            "received": torch.stack([_given(view.received) for view in by_block], 1),  # [B, L, G]
-            "suppression": torch.stack([_given(view.suppression) for view in by_block], 1),  # [B, L, H, G, G]
+            "norms": torch.stack([view.norms for view in by_block], 1),  # [B, L, G]
+            "received": torch.stack([view.received for view in by_block], 1),  # [B, L, G]
+            "suppression": torch.stack([view.suppression for view in by_block], 1),  # [B, L, H, G, G]
         }
         return {name: each.cpu().numpy() for name, each in found.items()}
 
@@ -189,17 +189,17 @@ def _point(views: Mapping[int, BlockView], detect: int, masked: Bool[Tensor, "B 
         return torch.where(tokens.any(1), values.masked_fill(~tokens, -torch.inf).amax(1), torch.nan)
 
     nothing = torch.full_like(blocks[0].norms, torch.nan)
-    attention = nothing if views[detect].attention is None else _given(views[detect].attention)
-    point = {
+    given = views[detect].attention
+    attention = nothing if given is None else given
+    return {
         "num_tokens": masked.sum(1),
         "norm_masked": torch.stack([largest(view.norms, masked) for view in blocks], 1),
         "norm_rest": torch.stack([largest(view.norms, patch & ~masked) for view in blocks], 1),
         "attention_masked": torch.where(masked, attention, 0).sum(1),
         "attention_strongest": largest(attention, patch & ~masked),
+        "attention_cls": attention[:, 0],
+        "norm_cls": torch.stack([(nothing if view.attention is None else view.norms)[:, 0] for view in blocks], 1),
     }
-    cls = nothing[:, 0] if views[detect].attention is None else attention[:, 0]
-    norms = [nothing[:, 0] if view.attention is None else view.norms[:, 0] for view in blocks]
-    return point | {"attention_cls": cls, "norm_cls": torch.stack(norms, 1)}
 
 
 def _groups(massive: Bool[Tensor, "B N"], artifact: Bool[Tensor, "B N"], num_prefix: int) -> Bool[Tensor, "B G N"]:
@@ -217,10 +217,10 @@ def _padded(values: NDArray[Any], name: str, num_rounds: int) -> NDArray[Any]:
     return np.concatenate([values, np.repeat(values[:, -1:], num_rounds - values.shape[1], axis=1)], axis=1)
 
 
-def _metrics(arrays: Mapping[str, NDArray[Any]], ids: tuple[str, ...]) -> dict[str, SampleScores]:
+def _metrics(arrays: Mapping[str, NDArray[Any]], ids: tuple[str, ...], *, compares: bool) -> dict[str, SampleScores]:
     """Tokens of each kind for an image, and how far one pass finds what the rounds do: intersection over union."""
     metrics = {name: SampleScores.mean_of(arrays[name].sum(1), ids) for name in _COUNTED if name in arrays}
-    if "one_pass" in arrays:
+    if compares and "one_pass" in arrays:
         one, all_rounds = arrays["one_pass"], arrays["artifact"]
         metrics["one_pass_iou"] = SampleScores(
             ids=ids,
@@ -235,16 +235,11 @@ def _rows(arrays: Mapping[str, NDArray[Any]], ids: list[str]) -> dict[str, list[
     """One row a token that was found: the image, the token, its row and column among the patches, and its kind."""
     height, width = (int(edge) for edge in arrays["grid"])
     num_prefix = arrays["massive"].shape[1] - height * width
-    columns: dict[str, list[Any]] = {name: [] for name in ("id", "token", "row", "column", "kind")}
-    for kind in ("massive", "artifact"):
-        for image, token in np.argwhere(arrays[kind]).tolist():
-            row, column = divmod(token - num_prefix, width)
-            for name, value in zip(columns, (ids[image], token, row, column, kind), strict=True):
-                columns[name].append(value)
-    return columns
-
-
-def _given(values: Tensor | None) -> Tensor:
-    if values is None:
-        raise RuntimeError("this was not asked for")
-    return values
+    found = np.concatenate([np.argwhere(arrays[kind]) for kind in FOUND])  # image and token
+    return {
+        "id": [ids[image] for image in found[:, 0]],
+        "token": found[:, 1].tolist(),
+        "row": ((found[:, 1] - num_prefix) // width).tolist(),
+        "column": ((found[:, 1] - num_prefix) % width).tolist(),
+        "kind": [kind for kind in FOUND for _ in range(int(arrays[kind].sum()))],
+    }

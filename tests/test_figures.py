@@ -1,4 +1,4 @@
-"""The pictures of a record of task=tokens, from the command line."""
+"""The pictures of a record of task=tokens and of a masking sweep, from the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from small_world import SmallWorld
 
 from fnabench import __main__
-from fnabench.store import ARRAYS
+from fnabench.store import ARRAYS, read_record
 
 pytest.importorskip("matplotlib")
 NAMES = ("growth", "rounds", "suppression", "suppression_heads", "places", "images")
@@ -73,11 +73,31 @@ def test_without_the_images_the_other_pictures_are_drawn_and_the_lack_is_told(wo
     assert (world.folder / "out" / "growth.png").is_file()
 
 
+def test_a_masking_sweep_becomes_a_picture_and_a_table(world, figures):
+    settings = {"attention__min_gap": "0.01", "attention__start_block": "4,5", "attention__detect_block": "4"}
+    world.run("-m", attention="exact_masked", attention__tokens="massive,artifact", **settings)
+    folder = world.records()[0].parent
+    code, paths, _ = figures("masking", folder)
+    assert (code, len(paths)) == (0, 3)
+    table = (folder / "figures" / "masking.md").read_text()
+    assert "| from block 4 | from block 5 |" in table
+    for kept in (path for path in world.records() if path.name.startswith("exact_masked")):
+        record = read_record(kept)
+        row = next(line for line in table.splitlines() if f"| {record.identity['attention']['tokens']} |" in line)
+        assert f"{100 * record.comparison.difference.value:+.2f} [" in row
+    with Image.open(folder / "figures" / "masking.png") as picture:
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 20
+
+
 def test_what_is_no_record_of_the_task_is_refused_in_one_line(world, figures):
     world.run(attention="exact")
     (folder,) = world.records()
-    for given, reason in ((folder, "give one of task=tokens"), (world.folder, "holds no record")):
-        code, paths, err = figures("tokens", given)
+    for kind, given, reason in (
+        ("tokens", folder, "give one of task=tokens"),
+        ("tokens", world.folder, "holds no record"),
+        ("masking", folder.parent, "holds no masked run"),
+    ):
+        code, paths, err = figures(kind, given)
         assert (code, paths) == (2, [])
         assert err.startswith("fnabench: ")
         assert reason in err

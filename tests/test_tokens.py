@@ -26,9 +26,11 @@ from small_world import NUM_IMAGES, SmallWorld
 
 from fnabench.attention.exact import Exact
 from fnabench.attention.fna import Fna
+from fnabench.attention.masked import Masked
 from fnabench.errors import BadInputError, ImpossibleError
 from fnabench.loader import Loader
 from fnabench.models.base import Blueprint
+from fnabench.models.timm_layers import timm_layers
 from fnabench.models.timm_vit import TimmBackbone
 from fnabench.store import ARRAYS, ROWS, read_record
 from fnabench.watch import Intervention, watch
@@ -183,7 +185,9 @@ def test_sinking_throws_the_attention_away_so_that_nothing_takes_over():
 
 
 def test_one_shot_takes_all_massive_tokens_in_one_round_and_one_pass_for_the_artifacts():
-    arrays = examine(iterative=False).arrays
+    scores = examine(iterative=False)
+    arrays = scores.arrays
+    assert "one_pass_iou" not in scores.metrics
     assert arrays["round_num_tokens"].tolist() == [[0, 1], [0, 0]]
     np.testing.assert_array_equal(arrays["artifact"], tokens(ARTIFACT))
 
@@ -207,10 +211,10 @@ def test_norms_attention_and_suppression_are_told_by_group():
     assert arrays["norms"][0, DETECT_BLOCK] == pytest.approx(expected, abs=1e-3)
     other = 0.1 / 9 / 2
     assert arrays["received"][0, GROWTH_BLOCK] == pytest.approx([0.45, 0.5 + other, other, other], abs=1e-4)
-    suppression = np.zeros((2, 4, 4))
+    suppression = np.zeros((2, 4, 4))  # of the second image only CLS and normal tokens count, and theirs is 0
     suppression[0, GROUP["massive"], GROUP["massive"]] = -2 / sqrt(6)
     suppression[0, GROUP["artifact"], GROUP["massive"]] = -1.2 / sqrt(2.44)
-    np.testing.assert_allclose(arrays["suppression"][0, GROWTH_BLOCK], suppression, atol=1e-5)
+    np.testing.assert_allclose(arrays["suppression"][GROWTH_BLOCK], suppression, atol=1e-5)
 
 
 def test_the_suppression_matrix_is_the_mean_over_all_pairs_of_tokens():
@@ -227,10 +231,10 @@ def test_the_suppression_matrix_is_the_mean_over_all_pairs_of_tokens():
         written = inputs.v[:, head] @ weight[:, 64 * head : 64 * head + 64].T  # [B, N, C]
         pairs = torch.nn.functional.normalize(inputs.x, dim=-1) @ written.mT
         expected = pairs[:, [1, 4, 9]][:, :, [2, 3]].mean((1, 2))
-        torch.testing.assert_close(views[1].suppression[:, head, 0, 1], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(views[1].groups.suppression[:, head, 0, 1], expected, atol=1e-5, rtol=1e-4)
     attended = softmax_attention(inputs.q, inputs.k, torch.eye(17).expand(2, 3, 17, 17), inputs.scale)
     expected = attended.mean((1, 2))[:, [2, 3]].mean(1).float()
-    torch.testing.assert_close(views[1].received[:, 1], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(views[1].groups.received[:, 1], expected, atol=1e-5, rtol=1e-4)
 
 
 # Variants, models and mistakes
@@ -246,6 +250,15 @@ def test_watching_changes_nothing_and_the_layers_get_their_variants_back():
             assert torch.equal(backbone.encode_image(random_images()), plain)
     assert sorted(views) == [0, 1, 2, 3]
     assert [layer.core for layer in backbone.layers] == [None, None, fna, fna]
+
+
+@pytest.mark.parametrize("changes", [{"mask": torch.ones(1, 1, 1, 17, dtype=torch.bool)}, {"is_causal": True}])
+def test_tokens_are_not_looked_for_under_a_mask(changes):
+    with pytest.raises(ImpossibleError, match="no tokens are looked for under an attention mask"):
+        Masked(inner=Exact())(attention_inputs(**changes))
+    module = timm_model()
+    with watch(timm_layers(module)), torch.inference_mode(), pytest.raises(ImpossibleError, match="under an attention"):
+        module.forward_features(random_images(), attn_mask=torch.ones(1, 1, 1, 17, dtype=torch.bool))
 
 
 def test_a_variant_is_masked_but_cannot_be_sunk():

@@ -20,7 +20,7 @@ from fnabench.attention.detectors import (
     cls_logits,
     taking_over,
 )
-from fnabench.attention.masks import without_keys
+from fnabench.attention.masks import refuse_mask, without_keys
 from fnabench.errors import BadInputError, ImpossibleError, one_of
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ class Masked(Attention):
         return self.inner.macs(shape, num_layers) + num_rows * row
 
     def _detect(self, inputs: AttentionInputs) -> Bool[Tensor, "B N"] | None:
+        refuse_mask(inputs)
         logits = cls_logits(inputs.q, inputs.k, inputs.scale) if self._needs_cls else None
         if logits is not None and self.detector == "cls":
             massive = above_cls(cls_attention(logits), inputs.num_prefix, self.ratio)

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from fnabench.attention.base import AttentionInputs
+from fnabench.errors import ImpossibleError
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -26,6 +27,12 @@ def without_keys(inputs: AttentionInputs, tokens: Bool[Tensor, "B N"]) -> Attent
     allowed = inputs.key_mask()
     visible = ~tokens if allowed is None else allowed & ~tokens
     return replace(inputs, mask=visible[:, None, None, :])
+
+
+def refuse_mask(inputs: AttentionInputs) -> None:
+    """The detectors take every token for one that may be attended to."""
+    if inputs.mask is not None or inputs.is_causal:
+        raise ImpossibleError("no tokens are looked for under an attention mask; use attention=exact")
 
 
 def attend_masked(inputs: AttentionInputs, tokens: Bool[Tensor, "B N"], pattern: str) -> Float[Tensor, "B H N D"]:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fnabench.errors import MissingError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 BLACK, ORANGE, BLUE, GREY, GREEN = "#000000", "#D55E00", "#0072B2", "#7F7F7F", "#009E73"
 """Of the palette of Okabe and Ito."""
@@ -40,3 +45,8 @@ def tidy(axes: Any, title: str, x: str, y: str) -> None:
     axes.set_ylabel(y)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def mean_of_present(values: NDArray[Any]) -> NDArray[Any]:
+    """Over the first axis, of what is no NaN; NaN where nothing is."""
+    return np.asarray(np.ma.masked_invalid(values).mean(axis=0).filled(np.nan))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,10 @@ import torch
 
 from fnabench.errors import BadInputError, MissingError
 from fnabench.experiment import Experiment
-from fnabench.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, new_figure, save, tidy
+from fnabench.figures import suppression
+from fnabench.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, mean_of_present, new_figure, save, tidy
 from fnabench.record import Record
-from fnabench.store import ARRAYS, read_record
+from fnabench.store import ARRAYS, RECORD, read_record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,8 +38,8 @@ def draw(folder: Path, out: Path, num_images: int) -> list[Path]:
     figures = {
         "growth": growth(arrays),
         "rounds": rounds(record, arrays),
-        "suppression": suppression(arrays),
-        "suppression_heads": suppression_of_heads(arrays),
+        "suppression": suppression.of_blocks(arrays),
+        "suppression_heads": suppression.of_heads(arrays),
         "places": places(arrays),
     }
     if num_images and (images := _images(record, min(num_images, record.num_samples))):
@@ -95,7 +95,7 @@ def rounds(record: Record, arrays: Arrays) -> Any:
     left, right = figure.subplots(1, 2)
     detect, start = arrays["blocks"].tolist()
     settings = record.identity["task"]
-    largest = _mean(arrays["round_norm_rest"])  # [R, L]
+    largest = mean_of_present(arrays["round_norm_rest"])  # [R, L]
     import matplotlib as mpl
 
     shades = mpl.colormaps["cividis"](np.linspace(0, 0.9, len(largest)))
@@ -118,30 +118,17 @@ def rounds(record: Record, arrays: Arrays) -> Any:
     )
     for name, label, colour, marker in curves:
         if not np.isnan(arrays[name]).all():
-            right.plot(_mean(arrays[name]), color=colour, marker=marker, markersize=4, label=label)
+            right.plot(mean_of_present(arrays[name]), color=colour, marker=marker, markersize=4, label=label)
     operator = f"{settings['operator']}, {settings['pattern']}"
     tidy(right, f"What CLS attends to in block {detect} ({operator})", "round", "share of the attention")
     right.xaxis.get_major_locator().set_params(integer=True)
     taken = right.twinx()
-    taken.plot(_mean(arrays["round_num_tokens"]), color=GREEN, linestyle="--", linewidth=1.5)
+    taken.plot(mean_of_present(arrays["round_num_tokens"]), color=GREEN, linestyle="--", linewidth=1.5)
     taken.set_ylabel("tokens taken out (dashed)", color=GREEN)
     taken.spines[["top"]].set_visible(False)
     if right.lines:
         figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3, frameon=False)
     return figure
-
-
-def suppression(arrays: Arrays) -> Any:
-    """The suppression matrix of each block, mean over heads and images."""
-    matrices = _mean(_mean(arrays["suppression"].transpose(0, 2, 1, 3, 4)))  # heads, then images, where there are both
-    return _matrices(arrays, matrices, [f"block {number}" for number in range(len(matrices))])
-
-
-def suppression_of_heads(arrays: Arrays) -> Any:
-    """The suppression matrix of each head of the last block before tokens are looked for."""
-    block = max(int(arrays["blocks"][0]) - 1, 0)
-    matrices = _mean(arrays["suppression"][:, block])  # [H, G, G]
-    return _matrices(arrays, matrices, [f"block {block}, head {head}" for head in range(len(matrices))])
 
 
 def places(arrays: Arrays) -> Any:
@@ -194,32 +181,6 @@ def _outline(
         axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=colour, linewidth=thickness))
 
 
-def _matrices(arrays: Arrays, matrices: NDArray[Any], names: Sequence[str]) -> Any:
-    """Small heat maps with one scale, orange where the row's tokens shrink."""
-    columns = min(4, len(matrices))
-    rows = -(-len(matrices) // columns)
-    figure = new_figure(2.6 * columns + 1, 2.6 * rows + 0.6)
-    panels = np.ravel(figure.subplots(rows, columns, squeeze=False))
-    groups = ["CLS" if group == "cls" else group for group in arrays["groups"].tolist()]
-    limit = max(float(np.nanmax(np.abs(matrices))), 1e-9)
-    for axes in panels[len(matrices) :]:
-        axes.set_visible(False)
-    for axes, matrix, name in zip(panels, matrices, names, strict=False):
-        shown = axes.imshow(matrix, cmap="PuOr", vmin=-limit, vmax=limit)
-        axes.set_title(name, fontsize=9)
-        axes.set_xticks(range(len(groups)), groups, rotation=45, ha="right", fontsize=7)
-        axes.set_yticks(range(len(groups)), groups, fontsize=7)
-        for (row, column), value in np.ndenumerate(matrix):
-            if not np.isnan(value):
-                ink = "white" if abs(value) > 0.6 * limit else "black"
-                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
-    figure.supxlabel("attended token j", fontsize=9)
-    figure.supylabel("attending token i", fontsize=9)
-    figure.suptitle("Suppression: where it is below 0, attending to j shrinks i", fontsize=10)
-    figure.colorbar(shown, ax=list(panels))
-    return figure
-
-
 def _images(record: Record, count: int) -> list[NDArray[Any]]:
     """The first images as the model sees them, scaled to 0..1; none and a line on stderr where they are not at hand."""
     names = {kind: getattr(record, kind) for kind in ("task", "data", "model", "attention")}
@@ -241,7 +202,7 @@ def _images(record: Record, count: int) -> list[NDArray[Any]]:
 
 
 def _record_of_tokens(folder: Path) -> Record:
-    if not (folder / "record.json").is_file():
+    if not (folder / RECORD).is_file():
         raise BadInputError(f"{folder} holds no record; give the folder that a run of task=tokens has printed")
     record = read_record(folder)
     if ARRAYS not in record.files:
@@ -254,13 +215,6 @@ def _on_grid(arrays: Arrays, values: NDArray[Any]) -> NDArray[Any]:
     return values[-height * width :].reshape(height, width)
 
 
-def _mean(values: NDArray[Any]) -> NDArray[Any]:
-    """Over the first axis, of what is there."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a group that no image has stays NaN
-        return np.asarray(np.nanmean(values, axis=0))
-
-
 def _over_images(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     low, high = np.nanpercentile(values, [10, 90], axis=0)
-    return low, _mean(values), high
+    return low, mean_of_present(values), high
