@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from builders import attention_inputs, key_mask, on_meta, shape_of, softmax_attention
+from builders import attention_inputs, grouped_inputs, key_mask, on_meta, shape_of, softmax_attention
 from torch import Tensor
 
 from fnabench.attention.base import AttentionInputs
@@ -102,7 +102,7 @@ def test_with_every_ingredient_off_it_is_fna(num_prefix: int) -> None:
 @pytest.mark.parametrize("options", LADDER[1:], ids=["scatter", "ridge", "cells", "over"])
 def test_each_ingredient_changes_the_output(options: dict[str, object]) -> None:
     before = LADDER[LADDER.index(options) - 1]
-    inputs = smooth_inputs(0)
+    inputs = grouped_inputs(0)
     first, second = (refined(**each)(replace(inputs, memo={})) for each in (before, options))
     assert (first - second).abs().max() > 1e-3
 
@@ -112,23 +112,11 @@ def test_cells_and_more_queries_come_nearer_to_exact_attention() -> None:
     for options in LADDER[2:]:
         steps = []
         for seed in range(10):
-            inputs = smooth_inputs(seed)
+            inputs = grouped_inputs(seed)
             exact = Exact()(inputs)
             steps.append(float((refined(12, **options)(inputs) - exact).norm() / exact.norm()))
         errors.append(np.mean(steps))
     assert errors[2] < 0.8 * errors[1] < 0.6 * errors[0]
-
-
-def smooth_inputs(seed: int, tokens: int = 97) -> AttentionInputs:
-    """Tokens in groups of different sizes, as the patches of an image are."""
-    generator = torch.Generator().manual_seed(seed)
-    centres = 2 * torch.randn(2, 12, 24, generator=generator)
-    group = (12 * torch.rand(tokens, generator=generator) ** 2).long()
-    x = centres[:, group] + 0.7 * torch.randn(2, tokens, 24, generator=generator)
-    q, k, v = (
-        (x @ torch.randn(24, 24, generator=generator) / 5).unflatten(2, (3, 8)).transpose(1, 2) for _ in range(3)
-    )
-    return replace(attention_inputs(), q=q, k=k, v=v, x=x, memo={})
 
 
 def test_all_tokens_as_landmarks_is_exact_attention() -> None:
@@ -351,7 +339,7 @@ def test_it_needs_fewer_macs_than_exact_from_a_few_hundred_tokens_on() -> None:
 
 
 def test_it_is_nearer_to_softmax_attention_than_fna_on_grouped_tokens() -> None:
-    inputs = smooth_inputs(3)
+    inputs = grouped_inputs(3)
     exact = softmax_attention(inputs.q, inputs.k, inputs.v, inputs.scale)
     ours, theirs = (each(replace(inputs, memo={})).double() - exact for each in (refined(24), Fna(num_landmarks=24)))
     assert ours.norm() < 0.5 * theirs.norm()
