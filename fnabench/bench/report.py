@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -43,11 +43,20 @@ def compare_arms(what: str, timings: Timings, baseline: str, arm: str, goal: str
     )
 
 
-def write(folder: Path, name: str, title: str, rows: Sequence[Row], device: torch.device) -> Path:
-    """Write <name>.json and <name>.md into the folder; returns the path of the table."""
+def write(
+    folder: Path,
+    name: str,
+    title: str,
+    rows: Sequence[Row],
+    device: torch.device,
+    notes: Mapping[str, str] | None = None,
+) -> Path:
+    """Write <name>.json and <name>.md into the folder; returns the path of the table, below which the notes stand."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = describe_environment(device)
     content = {"title": title, "environment": asdict(environment), "rows": [asdict(row) for row in rows]}
+    if notes:
+        content["notes"] = dict(notes)
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     gpu = environment.gpu
     machine = f"{gpu.name if gpu else environment.cpu}, {environment.num_threads} threads"
@@ -59,6 +68,8 @@ def write(folder: Path, name: str, title: str, rows: Sequence[Row], device: torc
         ours, theirs = f"{row.arm_ms:.2f}", f"{row.baseline_ms:.2f}"
         cells = (row.what, row.baseline, theirs, row.arm, ours, f"{row.ratio}", row.goal)
         lines.append(f"| {' | '.join(cells)} |")
+    if notes:
+        lines += ["", *(f"* {what}: {finding}" for what, finding in notes.items())]
     path = folder / f"{name}.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path

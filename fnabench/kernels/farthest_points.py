@@ -56,7 +56,8 @@ def _sample(
     require_triton(features.device)
     from fnabench.kernels.programs.farthest_points import launch
 
-    return launch(features, num_landmarks, num_cells, num_prefix, allowed)
+    with torch.cuda.device_of(features):  # type: ignore[no-untyped-call]
+        return launch(features, num_landmarks, num_cells, num_prefix, allowed)
 
 
 @_sample.register_fake

@@ -77,9 +77,10 @@ def _attend(
         each if each.dim() == 3 else each[:, None].expand(-1, H, -1) for each in (landmark_index, cell_of)
     )
     num_splits = landmark_pass.count_splits(N, B * H, _num_multiprocessors(q.device))
-    sums, counts = landmark_pass.launch(q, k, v, index, cell_of, allowed, scale, num_cells, num_splits)
-    cells, log_count = solve.launch(q, index, allowed, sums, counts, scale, ridge, num_cells)
-    return token_pass.launch(q, index, cells, log_count, scale, num_cells)
+    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
+        sums, counts = landmark_pass.launch(q, k, v, index, cell_of, allowed, scale, num_cells, num_splits)
+        cells, log_count = solve.launch(q, index, allowed, sums, counts, scale, ridge, num_cells)
+        return token_pass.launch(q, index, cells, log_count, scale, num_cells)
 
 
 @_attend.register_fake
