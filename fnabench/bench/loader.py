@@ -1,8 +1,8 @@
-"""How many images a second the loader gives, beside how many an encoder takes: `python -m fnabench.bench.loader [folder]`.
+"""Images a second that the loader gives, beside what an encoder takes: `python -m fnabench.bench.loader [folder]`.
 
-Timed: whole passes of the loader over a folder of images, decoded, resized and brought to the device, with more and more
-worker processes; and ViT-B/16's forward of a batch that is already there. Without a folder, photograph-sized JPEGs are
-made for the occasion.
+Timed: whole passes of the loader over a folder of images, decoded, resized and brought to the device, with more and
+more worker processes; and ViT-B/16's forward of a batch that is already there. Without a folder, photograph-sized JPEGs
+are made for the occasion.
 """
 
 from __future__ import annotations
