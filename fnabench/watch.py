@@ -108,7 +108,8 @@ def watch(
             undo.callback(_restore, layer, core)
             if silenced and intervention is not None and layer.index >= intervention.start_block:
                 undo.callback(layer.output_projection.register_forward_hook(_nothing).remove)
-            layer.attach(_Watched(core or Exact(), layer, views, intervention, groups))
+            inner = core or Exact()
+            layer.attach(_Watched(inner=inner, layer=layer, views=views, intervention=intervention, groups=groups))
         yield views
 
 
@@ -123,17 +124,13 @@ def _nothing(_: nn.Module, __: object, output: Tensor) -> Tensor:
     return torch.zeros_like(output)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Watched(Attention):
-    def __init__(
-        self,
-        inner: Attention,
-        layer: AttentionLayer,
-        views: dict[int, BlockView],
-        intervention: Intervention | None,
-        groups: Bool[Tensor, "B G N"] | None,
-    ) -> None:
-        self.inner, self.layer, self.views = inner, layer, views
-        self.intervention, self.groups = intervention, groups
+    inner: Attention
+    layer: AttentionLayer
+    views: dict[int, BlockView]
+    intervention: Intervention | None
+    groups: Bool[Tensor, "B G N"] | None
 
     def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]:
         refuse_mask(inputs)

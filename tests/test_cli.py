@@ -286,6 +286,19 @@ def test_too_many_landmarks_are_refused_with_what_fits(world):
     assert "choose 2..17" in world.refused(attention__num_landmarks="18")
 
 
+def test_the_detection_of_masked_tokens_has_a_line_of_its_own(world):
+    code, out, _ = world.run(attention="exact_masked", probe="default", probe__num_rounds="1", probe__memory="false")
+    assert code == 0
+    assert "of which token detection (ms)" in out
+    assert "tokens=massive, detector=norm" in " ".join(out.split())
+
+
+def test_a_start_block_that_is_not_replaced_is_refused_before_anything_is_computed(world):
+    line = world.refused(attention="fna_masked", attention__start_block="1", attention__inner__num_landmarks="5")
+    assert "attention.start_block=1 is not among the blocks whose attention is replaced; choose one of 3, 4, 5" in line
+    assert world.records() == []
+
+
 def test_layers_that_are_not_there_are_refused(world):
     assert "layers=99" in world.refused(layers="99")
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fnabench.attention.base import Attention
 from fnabench.attention.exact import Exact
 from fnabench.attention.fna import Fna
+from fnabench.attention.masked import Masked
 from fnabench.attention.native import Native
 from fnabench.cost import Measurement, Probe, attach_alone, capture_inputs, measure_cost, run_cores
 from fnabench.data.base import Sample
@@ -94,6 +95,15 @@ def test_exact_variant_and_ceiling_are_timed_side_by_side(attention: Attention) 
     assert len(measurement.end_to_end.repeats) == 3 * 2 * NUM_ROUNDS
     assert len(measurement.attention.per_round("exact")) == NUM_ROUNDS
     assert len(measurement.attention.per_round("variant")) == (0 if attention == Native() else NUM_ROUNDS)
+
+
+def test_a_part_of_the_core_is_timed_in_the_same_rounds_and_takes_less_than_the_whole() -> None:
+    measurement, _ = measured(Masked(tokens="both", inner=FNA))
+    (part,) = measurement.cost.part_latencies.values()
+    assert {repeat.arm for repeat in measurement.attention.repeats} == {"exact", "variant", "token detection"}
+    assert measurement.cost.attention_latency is not None
+    assert 0 < part.median_ms < measurement.cost.attention_latency.median_ms
+    assert measured(FNA)[0].cost.part_latencies == {}
 
 
 def test_native_has_no_attention_time_of_its_own() -> None:

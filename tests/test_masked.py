@@ -24,6 +24,8 @@ from fnabench.attention.fna import Fna
 from fnabench.attention.masked import Masked
 from fnabench.attention.masks import attend_masked, attend_sunk, without_keys
 from fnabench.errors import BadInputError, ImpossibleError
+from fnabench.identity import digest, shown
+from fnabench.identity import settings as settings_of
 from fnabench.macs import count_macs
 from fnabench.models.timm_layers import timm_layers
 
@@ -228,6 +230,24 @@ def test_the_macs_are_those_that_a_counter_sees(settings: dict[str, object]) -> 
     variant, memo = Masked(inner=Exact(), **settings), {}
     counted = count_macs(lambda: [variant(replace(inputs, memo=memo, layer=layer)) for layer in range(3)])
     assert variant.macs(shape_of(inputs), 3) == counted
+
+
+def test_the_settings_of_the_inner_variant_are_part_of_the_key_and_are_shown() -> None:
+    one, other = (settings_of(Masked(inner=Fna(num_landmarks=landmarks))) for landmarks in (5, 6))
+    assert digest(one) != digest(other)
+    assert settings_of(Masked(inner=Exact()))["inner"] == {"class": "fnabench.attention.exact.Exact"}
+    assert (shown(one)["tokens"], shown(one)["inner.num_landmarks"]) == ("massive", 5)
+    assert not any("class" in name for name in shown(one))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_its_dtype(dtype: torch.dtype) -> None:
+    inputs = attention_inputs(dtype=dtype)
+    inputs.x[0, 4] *= 50
+    masked = Masked(tokens="both", inner=Exact())
+    assert masked.find(replace(inputs, memo={}))[0, 4]
+    assert masked(inputs).dtype == dtype
+    assert masked(inputs).isfinite().all()
 
 
 def test_finding_the_tokens_is_a_part_with_a_latency_of_its_own() -> None:

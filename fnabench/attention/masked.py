@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from fnabench.attention.base import Attention, AttentionInputs, AttentionShape
 from fnabench.attention.detectors import (
     DETECTORS,
@@ -102,7 +104,7 @@ class Masked(Attention):
         return inputs.memo.get(_FOUND) if self._masks_in(inputs.layer) else None
 
     def macs(self, shape: AttentionShape, num_layers: int) -> int:
-        """The inner variant's and those of the CLS rows, with no start_block that spares some."""
+        """The inner variant's and those of the CLS rows, counted as if start_block spared none of them."""
         row = shape.num_heads * shape.num_tokens * shape.head_dim
         num_rows = 0 if not self._needs_cls else num_layers if self.detect_block is None else 1
         return self.inner.macs(shape, num_layers) + num_rows * row
@@ -113,7 +115,8 @@ class Masked(Attention):
         if logits is not None and self.detector == "cls":
             massive = above_cls(cls_attention(logits), inputs.num_prefix, self.ratio)
         else:
-            massive = above_gap(inputs.x.norm(dim=-1), inputs.num_prefix, self.min_gap)
+            norms = torch.linalg.vector_norm(inputs.x, dim=-1, dtype=torch.float32)
+            massive = above_gap(norms, inputs.num_prefix, self.min_gap)
         found = massive
         if logits is not None and self.tokens != "massive":
             artifacts = taking_over(logits, massive, inputs.num_prefix)
