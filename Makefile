@@ -8,7 +8,7 @@ FNABENCH_ASSETS ?= assets
 export FNABENCH_ASSETS
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test check format wheel bench train-bundled test-slurm leaderboard clean
+.PHONY: help setup demo test check format wheel bench bench-fna train-bundled test-slurm leaderboard clean
 
 help:  ## the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*##(.*)/\1\t\2/' | expand -t 16
@@ -40,6 +40,9 @@ wheel: setup  ## build the wheel and run a job from it in a fresh venv in an emp
 
 bench: setup  ## the harness's own speed, side by side; writes results/bench/
 	$(BIN)/python -m fnabench.bench.harness
+
+bench-fna: setup  ## FNA as published and refined: fidelity, sinks, speed (an hour on a CPU); writes results/bench/
+	$(BIN)/python -m fnabench.bench.fna
 
 train-bundled: setup  ## train the bundled models again (hours on a CPU); goes on where it was stopped
 	$(BIN)/python -m fnabench.train.clip

@@ -29,6 +29,21 @@ class Row:
     """The bound that the ratio is meant to keep, in words."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Whatever else was measured: text and numbers under named columns."""
+
+    title: str
+    columns: Sequence[str]
+    lines: Sequence[Sequence[object]]
+
+    def text(self) -> str:
+        """In Markdown, numbers to four digits."""
+        cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in line] for line in self.lines]
+        rows = [self.columns, ["---"] * len(self.columns), *cells]
+        return "\n".join([f"## {self.title}", "", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
 def compare_arms(what: str, timings: Timings, baseline: str, arm: str, goal: str = "") -> Row:
     """The ratio of two arms that were timed in turn."""
     theirs, ours = timings.per_round(baseline), timings.per_round(arm)
@@ -43,11 +58,15 @@ def compare_arms(what: str, timings: Timings, baseline: str, arm: str, goal: str
     )
 
 
-def write(folder: Path, name: str, title: str, rows: Sequence[Row], device: torch.device) -> Path:
-    """Write <name>.json and <name>.md into the folder; returns the path of the table."""
+def write(
+    folder: Path, name: str, title: str, rows: Sequence[Row], device: torch.device, tables: Sequence[Table] = ()
+) -> Path:
+    """Write <name>.json and <name>.md into the folder; returns the path of the latter."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = describe_environment(device)
     content = {"title": title, "environment": asdict(environment), "rows": [asdict(row) for row in rows]}
+    if tables:
+        content["tables"] = [asdict(table) for table in tables]
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     gpu = environment.gpu
     machine = f"{gpu.name if gpu else environment.cpu}, {environment.num_threads} threads"
@@ -59,6 +78,8 @@ def write(folder: Path, name: str, title: str, rows: Sequence[Row], device: torc
         ours, theirs = f"{row.arm_ms:.2f}", f"{row.baseline_ms:.2f}"
         cells = (row.what, row.baseline, theirs, row.arm, ours, f"{row.ratio}", row.goal)
         lines.append(f"| {' | '.join(cells)} |")
+    for table in tables:
+        lines += ["", table.text()]
     path = folder / f"{name}.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
