@@ -8,7 +8,8 @@ FNABENCH_ASSETS ?= assets
 export FNABENCH_ASSETS
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test check format wheel bench bench-gpu train-bundled test-slurm leaderboard clean
+.PHONY: help setup demo test check format wheel bench bench-fna bench-gpu train-bundled test-slurm bench-loader verify
+.PHONY: leaderboard clean
 
 help:  ## the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*##(.*)/\1\t\2/' | expand -t 16
@@ -40,6 +41,9 @@ wheel: setup  ## build the wheel and run a job from it in a fresh venv in an emp
 
 bench: setup  ## the harness's own speed, side by side; writes results/bench/
 	$(BIN)/python -m fnabench.bench.harness
+
+bench-fna: setup  ## FNA as published and refined: fidelity, sinks, speed (an hour on a CPU); writes results/bench/
+	$(BIN)/python -m fnabench.bench.fna
 
 bench-gpu:  ## test, profile and time the kernels on an NVIDIA GPU, offline; writes results/bench/gpu.{json,md}
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m fnabench.bench.gpu

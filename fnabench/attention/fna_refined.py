@@ -1,8 +1,9 @@
 """Refined Fast Nystrom Attention: the landmark form with a mass for each landmark, a stable solve and exact landmarks.
 
-It departs from the published form (arXiv 2507.16018) in four ways, each of which can be switched off: cells instead of
-single tokens as keys, a ridge regression towards the cell means instead of six Newton-Schulz iterations, the exact
-outputs of the landmark tokens written where they belong, and more query landmarks than key cells.
+It departs from the published form (arXiv 2507.16018) in ways of which each can be switched off: cells instead of single
+tokens as keys, a ridge regression towards the cell means instead of six Newton-Schulz iterations, the exact outputs of
+the landmark tokens written where they belong, more query landmarks than key cells, and landmarks chosen on the block's
+input, the two patches of largest incoming attention among them.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class FnaRefined(Attention):
     """
 
     num_landmarks: int = 64
-    """M, the number of cells, prefix tokens included."""
+    """M, the number of cells, prefix tokens and guaranteed sinks included."""
     features: str = "input"
     method: str = "fps"
     num_refinements: int = 2
@@ -98,7 +99,7 @@ class FnaRefined(Attention):
         if inputs.is_causal:
             return attend_causally(inputs, Selection.of(self, self.num_landmarks))
         allowed = inputs.key_mask()
-        landmarks, keys_of = self._choose(inputs, allowed)
+        landmarks, keys_of = self.choose(inputs, allowed)
         if self.fused:
             return fused_attention(
                 inputs.q,
@@ -125,7 +126,7 @@ class FnaRefined(Attention):
             allowed=allowed,
         )
 
-    def _choose(self, inputs: AttentionInputs, allowed: Bool[Tensor, "B N"] | None) -> tuple[Landmarks, KeysOf]:
+    def choose(self, inputs: AttentionInputs, allowed: Bool[Tensor, "B N"] | None) -> tuple[Landmarks, KeysOf]:
         """The query landmarks, and what the keys stand for; chosen now, or by an earlier layer of this forward."""
         memo, is_new = inputs.memo, "landmarks" not in inputs.memo or self.resample == "layer"
         if is_new:
@@ -137,15 +138,13 @@ class FnaRefined(Attention):
                 memo["nearest"] = nearest_landmark(features, own, inputs.num_prefix)
                 memo["cells"] = gather_cells(memo["nearest"], self.num_landmarks, allowed)
         landmarks: Landmarks = memo["landmarks"]
-        if (
-            allowed is not None and not is_new
-        ):  # the mask of this layer need not be the one that the landmarks were chosen under
-            landmarks = replace(landmarks, valid=allowed.gather(1, landmarks.index))
-        if not self.cells:
-            return landmarks, landmarks.first(self.num_landmarks)
-        if allowed is not None and not is_new:
+        if allowed is None or is_new:
+            return landmarks, memo["cells"] if self.cells else landmarks.first(self.num_landmarks)
+        # This layer's mask need not be the one that the landmarks were chosen under.
+        landmarks = replace(landmarks, valid=allowed.gather(1, landmarks.index))
+        if self.cells:
             return landmarks, gather_cells(memo["nearest"], self.num_landmarks, allowed)
-        return landmarks, memo["cells"]
+        return landmarks, landmarks.first(self.num_landmarks)
 
     def macs(self, shape: AttentionShape, num_layers: int) -> int:
         if self.per_head:

@@ -134,7 +134,7 @@ def likely_sinks(
         score = inputs.x.float().norm(dim=-1)
     else:
         query = _mean_query(inputs.q.float(), allowed)
-        logits = inputs.scale * (inputs.k.float() @ query[..., None])[..., 0]  # [B, H, N]
+        logits = inputs.scale * torch.einsum("bhnd,bhd->bhn", inputs.k.float(), query)
         if allowed is not None:
             logits = logits.masked_fill(~allowed[:, None], -torch.inf)
         score = logits.softmax(-1).mean(1)

@@ -29,6 +29,21 @@ class Row:
     """The bound that the ratio is meant to keep, in words."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Whatever else was measured: text and numbers under named columns."""
+
+    title: str
+    columns: Sequence[str]
+    lines: Sequence[Sequence[object]]
+
+    def text(self) -> str:
+        """In Markdown, numbers to four digits."""
+        cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in line] for line in self.lines]
+        rows = [self.columns, ["---"] * len(self.columns), *cells]
+        return "\n".join([f"## {self.title}", "", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
 def compare_arms(what: str, timings: Timings, baseline: str, arm: str, goal: str = "") -> Row:
     """The ratio of two arms that were timed in turn."""
     theirs, ours = timings.per_round(baseline), timings.per_round(arm)
@@ -49,12 +64,15 @@ def write(
     title: str,
     rows: Sequence[Row],
     device: torch.device,
+    tables: Sequence[Table] = (),
     notes: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write <name>.json and <name>.md into the folder; returns the path of the table, below which the notes stand."""
+    """Write <name>.json and <name>.md into the folder; returns the path of the latter, where notes come last."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = describe_environment(device)
     content = {"title": title, "environment": asdict(environment), "rows": [asdict(row) for row in rows]}
+    if tables:
+        content["tables"] = [asdict(table) for table in tables]
     if notes:
         content["notes"] = dict(notes)
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -68,6 +86,8 @@ def write(
         ours, theirs = f"{row.arm_ms:.2f}", f"{row.baseline_ms:.2f}"
         cells = (row.what, row.baseline, theirs, row.arm, ours, f"{row.ratio}", row.goal)
         lines.append(f"| {' | '.join(cells)} |")
+    for table in tables:
+        lines += ["", table.text()]
     if notes:
         lines += ["", *(f"* {what}: {finding}" for what, finding in notes.items())]
     path = folder / f"{name}.md"

@@ -1,0 +1,41 @@
+"""The bench of both forms: its planted sinks are what it says, and its tables say what was measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from builders import attention_inputs, softmax_attention
+
+from fnabench.attention.fna import Fna
+from fnabench.attention.fna_refined import FnaRefined
+from fnabench.bench.fna import ABLATION, OFFICIAL, plant, random_inputs
+from fnabench.bench.report import Table, write
+
+
+@pytest.mark.parametrize("mass", [0.3, 0.6, 0.9])
+def test_a_planted_sink_takes_its_share_in_every_head(mass: float) -> None:
+    inputs = attention_inputs(tokens=60, head_dim=16)
+    inputs = replace(inputs, q=inputs.q + 1)
+    changed = plant(inputs, mass)
+    moved = (changed.k != inputs.k).any(-1)
+    assert (moved.sum(-1) == 1).all()
+    received = softmax_attention(changed.q, changed.k, torch.eye(60).expand(2, 3, 60, 60), changed.scale).mean(2)
+    torch.testing.assert_close(received[moved], torch.full((6,), mass, dtype=torch.float64), atol=1e-3, rtol=0)
+
+
+def test_the_ablation_begins_with_the_published_form_and_ends_with_the_default() -> None:
+    inputs = random_inputs(100, 0)
+    official, fna = (core(replace(inputs, memo={})) for core in (FnaRefined(**OFFICIAL), Fna()))
+    torch.testing.assert_close(official, fna, atol=1e-5, rtol=1e-5)
+    assert FnaRefined() in [FnaRefined(**options) for options in ABLATION.values()]  # type: ignore[arg-type]
+
+
+def test_tables_stand_in_both_files(tmp_path) -> None:
+    table = Table(title="Errors", columns=("form", "KL"), lines=[("fna", 0.0123456), ("refined", 1e-5)])
+    path = write(tmp_path, "name", "Title", [], torch.device("cpu"), [table])
+    assert "| fna | 0.01235 |\n| refined | 1e-05 |" in path.read_text()
+    (read,) = json.loads((tmp_path / "name.json").read_text())["tables"]
+    assert read["lines"] == [["fna", 0.0123456], ["refined", 1e-5]]
