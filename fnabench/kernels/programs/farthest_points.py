@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fnabench.kernels.programs.launching import PLAIN_NUMBERS
+
 ALIGNMENT = 16
 """Elements at whose multiples the rows of the features and their first patch lie, so that reads are wide."""
 UNROLL = 8
@@ -53,7 +55,7 @@ def _aligned(length: int) -> int:
     return -(-length // ALIGNMENT) * ALIGNMENT
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PLAIN_NUMBERS)
 def sample_farthest_points(
     features,  # [B, F, N] of any floating type from the first patch on: the prefix tokens lie before it
     allowed,  # [B, N] bool, read where HAS_MASK
@@ -110,7 +112,7 @@ def sample_farthest_points(
             x -= tl.load(features + f * stride_f + newest).to(tl.float32)
             distance += x * x
         is_newest = patch == newest
-        to_chosen = tl.where(is_newest, float("-inf"), tl.minimum(to_chosen, distance))
+        to_chosen = tl.where(is_newest | ~inside, float("-inf"), tl.minimum(to_chosen, distance))
         if m < NUM_PREFIX:
             tl.store(cell_of + m, m)
         elif m < num_cells:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fnabench.kernels.programs.launching import LOG2_E, dot_types, head_block
+from fnabench.kernels.programs.launching import LOG2_E, PLAIN_NUMBERS, dot_types, head_block
 
 LEAST_TOKENS = 256
 """Of a split: below, its partial results outweigh the tokens that it reads."""
@@ -72,7 +72,7 @@ def launch(
     return sums, counts
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PLAIN_NUMBERS)
 def landmark_pass(
     q,  # [B, H, N, D], as k and v
     k,

@@ -11,6 +11,22 @@ import triton.language as tl
 
 LOG2_E = math.log2(math.e)
 """Exponentials are base 2, as the hardware's."""
+PLAIN_NUMBERS = (
+    "num_heads",
+    "num_tokens",
+    "num_landmarks",
+    "num_cells",
+    "num_splits",
+    "tokens_per_split",
+    "index_stride_b",
+    "index_stride_h",
+    "index_stride_l",
+    "cell_stride_b",
+    "cell_stride_h",
+    "allowed_stride_b",
+    "allowed_stride_n",
+)
+"""Arguments whose values make no program better, so that none is compiled anew for another value of them."""
 
 
 def head_block(size: int) -> int:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fnabench.kernels.programs.launching import LOG2_E, dot_types, head_block
+from fnabench.kernels.programs.launching import LOG2_E, PLAIN_NUMBERS, dot_types, head_block
 
 
 def launch(q: Tensor, index: Tensor, cells: Tensor, log_count: Tensor, scale: float, num_cells: int) -> Tensor:
@@ -43,7 +43,7 @@ def launch(q: Tensor, index: Tensor, cells: Tensor, log_count: Tensor, scale: fl
     return output
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PLAIN_NUMBERS)
 def token_pass(
     q,  # [B, H, N, D]
     index,  # [B, H, L]
