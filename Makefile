@@ -8,7 +8,7 @@ FNABENCH_ASSETS ?= assets
 export FNABENCH_ASSETS
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test check format wheel bench bench-fna bench-gpu train-bundled test-slurm bench-loader verify
+.PHONY: help setup demo test check format wheel bench bench-fna bench-gpu bench-loader train-bundled test-slurm verify
 .PHONY: leaderboard clean
 
 help:  ## the targets
@@ -55,7 +55,6 @@ train-bundled: setup  ## train the bundled models again (hours on a CPU); goes o
 test-slurm: setup  ## a sweep through a real one-node Slurm (installs Debian's packages; needs root)
 	PATH=$(abspath $(BIN)):$$PATH tests/slurm/run.sh
 
-.PHONY: verify bench-loader
 bench-loader: setup  ## images/s of the loader beside the encoder's, for more and more worker processes
 	$(BIN)/python -m fnabench.bench.loader
 

@@ -83,7 +83,7 @@ def main() -> int:
                 print(f"{row.what}: {row.arm} {row.ratio}", file=sys.stderr)
                 rows.append(row)
     title = "Refined attention on a GPU: bf16, batch 16, 16 heads of 64 channels, 64 landmarks, 12 layers a selection"
-    print(write(folder, "gpu", title, rows, device, notes).read_text(encoding="utf-8"))
+    print(write(folder, "gpu", title, rows, device, notes=notes).read_text(encoding="utf-8"))
     return 0
 
 
