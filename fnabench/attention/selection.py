@@ -68,7 +68,7 @@ class Selection:
 
     def check(self, shape: AttentionShape) -> None:
         """Raise ImpossibleError if a layer of this shape has too few tokens."""
-        least = shape.num_prefix + max(1, self.num_sinks)
+        least = shape.num_prefix + self.num_sinks + 1
         if not least <= self.num_landmarks <= shape.num_tokens:
             sinks = f" and {self.num_sinks} sinks" if self.num_sinks else ""
             raise ImpossibleError(
