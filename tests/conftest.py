@@ -14,6 +14,14 @@ if not torch.cuda.is_available():
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def no_debugging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line sets these for itself; no test may see what another left behind."""
+    for name in ("HYDRA_FULL_ERROR", "FNABENCH_DEBUG"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture(scope="session")
 def assets() -> Path:
     """The folder of real weights and images; skips where it is not there."""

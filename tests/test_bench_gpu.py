@@ -30,7 +30,7 @@ def test_exact_attention_is_timed_beside_every_other_form(tmp_path) -> None:
     rows = list(compare_forms(SMALL, num_rounds=1))
     assert {row.arm for row in rows} >= {"fna", "plain", "fused", "fused, selection alone"}
     assert all(row.arm_ms > 0 and row.ratio.value > 0 for row in rows)
-    table = write(tmp_path, "gpu", "Kernels", rows, DEVICE, {"tests": "all passed"}).read_text()
+    table = write(tmp_path, "gpu", "Kernels", rows, DEVICE, notes={"tests": "all passed"}).read_text()
     assert "* tests: all passed" in table
     assert "| plain |" in table
 

@@ -140,7 +140,7 @@ def test_fewer_tokens_than_landmarks_are_refused_and_as_many_are_exact() -> None
     inputs = attention_inputs(tokens=12)
     variant = FnaRefined(num_landmarks=12)
     variant.check(shape_of(inputs))
-    with pytest.raises(ImpossibleError, match=r"num_landmarks=12 does not fit 11 tokens .* choose 3\.\.11"):
+    with pytest.raises(ImpossibleError, match=r"num_landmarks=12 does not fit 11 tokens .* choose 4\.\.11"):
         variant.check(shape_of(attention_inputs(tokens=11)))
     exact = softmax_attention(inputs.q, inputs.k, inputs.v, inputs.scale)
     torch.testing.assert_close(variant(inputs).double(), exact, atol=1e-5, rtol=1e-5)

@@ -50,10 +50,10 @@ def gather_cells(nearest: Int[Tensor, "B N"], num_cells: int, allowed: Bool[Tens
     return Cells(order=order, start=start, size=start.diff().view(B, num_cells))
 
 
-def nearest_landmark(features: Float[Tensor, "B N F"], landmarks: Landmarks, num_prefix: int) -> Int[Tensor, "B N"]:
+def nearest_landmark(features: Float[Tensor, "B N F"], landmarks: Landmarks, num_alone: int) -> Int[Tensor, "B N"]:
     """Which landmark is nearest to each token in Euclidean distance, fp32; a landmark is nearest to itself.
 
-    Prefix tokens are alone in their cells. Invalid landmarks have no other token. N M F MACs.
+    The first `num_alone` landmarks, such as prefix tokens, have no other token. Neither have invalid ones. N M F MACs.
     """
     x = features.detach().float()
     centres = x.gather(1, landmarks.index[..., None].expand(-1, -1, x.shape[-1]))
@@ -63,6 +63,6 @@ def nearest_landmark(features: Float[Tensor, "B N F"], landmarks: Landmarks, num
     closeness = torch.baddbmm(offset, x, centres.mT, beta=-1)  # less is farther
     if landmarks.valid is not None:
         closeness.masked_fill_(~landmarks.valid[:, None], -torch.inf)
-    closeness[:, :, :num_prefix] = -torch.inf
+    closeness[:, :, :num_alone] = -torch.inf
     own = torch.arange(landmarks.index.shape[1], device=x.device).expand_as(landmarks.index)
     return closeness.argmax(-1).scatter(1, landmarks.index, own)

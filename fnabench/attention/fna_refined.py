@@ -43,10 +43,10 @@ class FnaRefined(Attention):
 
     Cost a head: 4 N M D MACs for the two fused products, M^3 for the solve; once a forward 2 N M F for selection and
     cells, and N C additions a layer for the means. Memory is that of fused attention. Limits: the attention inside a
-    cell is taken as flat, so a token that takes much of the mass must be a landmark; below about 4 M + 200 tokens
-    exact attention is faster; the first two or three blocks of a vision transformer attend too locally for it. Under a
-    causal mask, where the solve would show a token the future, it is `causal_attention` instead, without scatter,
-    inverse or over.
+    cell is taken as flat, so a token that takes much of the mass must be alone in its own, as prefix tokens and
+    guaranteed sinks are; below about 4 M + 200 tokens exact attention is faster; the first two or three blocks of a
+    vision transformer attend too locally for it. Under a causal mask, where the solve would show a token the future, it
+    is `causal_attention` instead, without scatter, inverse or over.
     """
 
     num_landmarks: int = 64
@@ -135,7 +135,7 @@ class FnaRefined(Attention):
             memo["landmarks"] = selection.choose(inputs, features, allowed)
             if self.cells:
                 own = memo["landmarks"].first(self.num_landmarks)
-                memo["nearest"] = nearest_landmark(features, own, inputs.num_prefix)
+                memo["nearest"] = nearest_landmark(features, own, inputs.num_prefix + self.num_sinks)
                 memo["cells"] = gather_cells(memo["nearest"], self.num_landmarks, allowed)
         landmarks: Landmarks = memo["landmarks"]
         if allowed is None or is_new:

@@ -94,7 +94,7 @@ def move_to_means(
     """
     x = features.detach().float()
     num_cells = landmarks.index.shape[1]
-    nearest = nearest_landmark(x, landmarks, num_prefix)
+    nearest = nearest_landmark(x, landmarks, num_prefix + num_guaranteed)
     means = gather_cells(nearest, num_cells, allowed).mean(x[:, None])[:, 0]  # [B, M, F]
     closeness = x @ means.mT - 0.5 * x.square().sum(-1, keepdim=True)  # [B, N, M], up to a number for each cell
     outside = nearest[..., None] != torch.arange(num_cells, device=nearest.device)

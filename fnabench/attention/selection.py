@@ -68,7 +68,7 @@ class Selection:
 
     def check(self, shape: AttentionShape) -> None:
         """Raise ImpossibleError if a layer of this shape has too few tokens."""
-        least = shape.num_prefix + max(1, self.num_sinks)
+        least = shape.num_prefix + self.num_sinks + 1
         if not least <= self.num_landmarks <= shape.num_tokens:
             sinks = f" and {self.num_sinks} sinks" if self.num_sinks else ""
             raise ImpossibleError(
@@ -79,8 +79,7 @@ class Selection:
     @classmethod
     def of(cls, variant: object, num_landmarks: int) -> Self:
         """The selection that a variant's own settings of the same names describe."""
-        names = [field.name for field in fields(cls) if field.name != "num_landmarks"]
-        return cls(num_landmarks=num_landmarks, **{name: getattr(variant, name) for name in names})
+        return cls(num_landmarks=num_landmarks, **{name: getattr(variant, name) for name in _SHARED})
 
     def choose(
         self, inputs: AttentionInputs, features: Float[Tensor, "B N F"], allowed: Bool[Tensor, "B N"] | None
@@ -108,6 +107,9 @@ class Selection:
         pivots = n * m * (m - 1) // 2 if self.method == "rpcholesky" else 0
         sinks = n * shape.num_heads * shape.head_dim if self.num_sinks and self.sinks_by == "mass" else 0
         return products[self.method] * n * m * width + pivots + sinks
+
+
+_SHARED = tuple(field.name for field in fields(Selection) if field.name != "num_landmarks")
 
 
 def features_of(inputs: AttentionInputs, features: str) -> Float[Tensor, "B N F"]:
