@@ -133,12 +133,12 @@ def measure_cost(
         def part_alone(part: Callable[[AttentionInputs], object]) -> Arm:
             return Arm(prepare=lambda: None, run=partial(run_cores, part, captured))
 
-        whole = interleave(
-            {"exact": end_to_end(exact), "variant": end_to_end(attention), "free": end_to_end(free)},
-            probe.num_rounds, device, seed, on_step,
-        )  # fmt: skip
+        variant = "exact" if attention == exact else "variant"  # which needs no second look at itself
+        compared = {"exact": exact, variant: attention}
+        arms = {name: end_to_end(core) for name, core in compared.items()} | {"free": end_to_end(free)}
+        whole = interleave(arms, probe.num_rounds, device, seed, on_step)
         has_core = not isinstance(attention, Native)
-        arms = {"exact": cores_alone(exact)} | ({"variant": cores_alone(attention)} if has_core else {})
+        arms = {name: cores_alone(core) for name, core in compared.items() if not isinstance(core, Native)}
         arms |= {name: part_alone(part) for name, part in attention.parts.items()}
         cores = interleave(arms, probe.num_rounds, device, seed, on_step)
         macs_without = _macs_without_attention(backbone, layers, forward, batch)
@@ -146,7 +146,7 @@ def measure_cost(
     exact_macs = macs_without + attention_macs(exact, shapes)
     memories = {
         name: _memory(backbone, core, layers, forward, batch) if probe.memory else None
-        for name, core in (("exact", exact), ("variant", attention))
+        for name, core in compared.items()
     }
     backbone.layers.detach()
     exact_times = whole.per_round("exact")
@@ -156,17 +156,17 @@ def measure_cost(
         num_warm_up_rounds=whole.num_warm_up_rounds,
         settled=whole.settled and cores.settled,
         sdpa_backend=backend.name.lower(),
-        latency=_latency(whole, "variant"),
+        latency=_latency(whole, variant),
         exact_latency=_latency(whole, "exact"),
-        attention_latency=_latency(cores, "variant") if has_core else None,
+        attention_latency=_latency(cores, variant) if has_core else None,
         exact_attention_latency=_latency(cores, "exact"),
         part_latencies={name: _latency(cores, name) for name in attention.parts},
-        latency_ratio=median_ratio(exact_times, whole.per_round("variant"), seed),
-        attention_latency_ratio=median_ratio(cores.per_round("exact"), cores.per_round("variant"), seed)
+        latency_ratio=median_ratio(exact_times, whole.per_round(variant), seed),
+        attention_latency_ratio=median_ratio(cores.per_round("exact"), cores.per_round(variant), seed)
         if has_core
         else None,
         ceiling=median_ratio(exact_times, whole.per_round("free"), seed),
-        memory=memories["variant"],
+        memory=memories[variant],
         exact_memory=memories["exact"],
         macs=macs_without + attention_macs(attention, shapes),
         exact_macs=exact_macs,

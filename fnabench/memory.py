@@ -9,8 +9,10 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,7 +52,7 @@ def _on_cuda(call: Callable[[], object], device: torch.device) -> Memory:
 
 
 def _in_fresh_process(call: Callable[[], object], warm_up: Callable[[], object]) -> Memory:
-    context = multiprocessing.get_context("spawn")
+    context = _fresh_processes()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(sender, call, warm_up, torch.get_num_threads()), daemon=True)
     process.start()
@@ -66,6 +68,16 @@ def _in_fresh_process(call: Callable[[], object], warm_up: Callable[[], object])
     if isinstance(result, BaseException):
         raise result
     return result  # type: ignore[no-any-return]
+
+
+@cache
+def _fresh_processes() -> Any:
+    """Where processes are forked from one that has imported torch and run nothing; where there are none, new ones."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["timm", "torch"])
+    return context
 
 
 def _measure(sender: Connection, call: Callable[[], object], warm_up: Callable[[], object], num_threads: int) -> None:
