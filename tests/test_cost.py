@@ -90,11 +90,21 @@ def test_the_model_is_left_detached(attention: Attention) -> None:
 @ALL
 def test_exact_variant_and_ceiling_are_timed_side_by_side(attention: Attention) -> None:
     measurement = measured(attention)[0]
-    for arm in ("exact", "variant", "free"):
+    arms = {"exact", "free"} if attention == Exact() else {"exact", "variant", "free"}
+    assert {repeat.arm for repeat in measurement.end_to_end.repeats} == arms
+    for arm in arms:
         assert len(measurement.end_to_end.per_round(arm)) == NUM_ROUNDS
-    assert len(measurement.end_to_end.repeats) == 3 * 2 * NUM_ROUNDS
-    assert len(measurement.attention.per_round("exact")) == NUM_ROUNDS
-    assert len(measurement.attention.per_round("variant")) == (0 if attention == Native() else NUM_ROUNDS)
+    assert len(measurement.end_to_end.repeats) == len(arms) * 2 * NUM_ROUNDS
+    cores = arms - {"free"} - ({"variant"} if attention == Native() else set())
+    assert {repeat.arm for repeat in measurement.attention.repeats} == cores
+    assert all(len(measurement.attention.per_round(arm)) == NUM_ROUNDS for arm in cores)
+
+
+def test_exact_attention_is_its_own_baseline() -> None:
+    cost = measured(Exact())[0].cost
+    assert (cost.latency, cost.attention_latency) == (cost.exact_latency, cost.exact_attention_latency)
+    assert (cost.latency_ratio.value, cost.latency_ratio.low, cost.latency_ratio.high) == (1, 1, 1)
+    assert cost.memory == cost.exact_memory
 
 
 def test_a_part_of_the_core_is_timed_in_the_same_rounds_and_takes_less_than_the_whole() -> None:
