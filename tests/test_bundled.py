@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from builders import watch
@@ -179,6 +181,19 @@ def test_fna_in_the_decoder_reads_the_image_only_and_keeps_the_whole_cache(scope
     assert [inputs.layer for inputs in seen.seen] == list(range(len(backbone.layers)))  # once each: no later step
     assert {inputs.q.shape[2] for inputs in seen.seen} == {257}
     assert backbone._read(images()).get_seq_length() == 257
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_llava_that_has_run_can_be_sent_to_another_process(scope):
+    """As the memory pass does, with a variant attached."""
+    backbone = llava(scope)
+    Fna(num_landmarks=16).attach(backbone.layers)
+    answers, embedding = backbone.generate(images(), PROMPTS), backbone.encode_image(images())
+    other = pickle.loads(pickle.dumps(backbone))
+    for each in (other, backbone):  # transformers records hidden states in both, as before
+        assert each.generate(images(), PROMPTS) == answers
+        assert torch.equal(each.encode_image(images()), embedding)
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from fnabench.models.base import Backbone, Blueprint, Model
 from fnabench.models.bundled_decoder import ANSWER, END, IMAGE
 from fnabench.models.bundled_towers import PAD, START
 from fnabench.models.bundled_weights import LoadedLlava, load_llava
-from fnabench.models.hf_layers import clip_vision_layers, llama_layers
+from fnabench.models.hf_layers import clip_vision_layers, drop_recording_hooks, llama_layers
 from fnabench.models.preprocessing import square_transforms
 
 if TYPE_CHECKING:
@@ -82,6 +82,11 @@ class BundledLlavaBackbone(Backbone):
         self.transform, self.transform_whole = square_transforms(
             self.module.config.vision_config.image_size, loaded.card["image_mean"], loaded.card["image_std"]
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For the process that measures memory."""
+        drop_recording_hooks(self.module)
+        return self.__dict__
 
     def encode_image(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B E"]:
         """The decoder's last hidden state after the image and an empty question."""
