@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fnabench.attention.exact import Exact
 from fnabench.attention.fna import Fna
 from fnabench.data.scenes import Scenes
 from fnabench.errors import BadInputError, ImpossibleError
+from fnabench.memory import peak_memory
 from fnabench.models.bundled_clip import BundledClipBackbone
 from fnabench.models.bundled_decoder import (
     ANSWER,
@@ -186,14 +188,15 @@ def test_fna_in_the_decoder_reads_the_image_only_and_keeps_the_whole_cache(scope
 @torch.inference_mode()
 @pytest.mark.parametrize("scope", SCOPES)
 def test_a_llava_that_has_run_can_be_sent_to_another_process(scope):
-    """As the memory pass does, with a variant attached."""
+    """As the memory pass does, with a variant attached to some layers."""
     backbone = llava(scope)
-    Fna(num_landmarks=16).attach(backbone.layers)
-    answers, embedding = backbone.generate(images(), PROMPTS), backbone.encode_image(images())
+    Fna(num_landmarks=16).attach(backbone.layers.select("half"))
+    embedding = backbone.encode_image(images())
     other = pickle.loads(pickle.dumps(backbone))
-    for each in (other, backbone):  # transformers records hidden states in both, as before
-        assert each.generate(images(), PROMPTS) == answers
-        assert torch.equal(each.encode_image(images()), embedding)
+    assert torch.equal(other.encode_image(images()), embedding)
+    assert [layer.core for layer in other.layers] == [layer.core for layer in backbone.layers]
+    measured = peak_memory(partial(backbone.encode_image, images()), partial(backbone.encode_image, images()[:1]), CPU)
+    assert measured.peak_mib > 0
 
 
 @torch.inference_mode()

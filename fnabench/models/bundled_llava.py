@@ -15,7 +15,7 @@ from fnabench.models.base import Backbone, Blueprint, Model
 from fnabench.models.bundled_decoder import ANSWER, END, IMAGE
 from fnabench.models.bundled_towers import PAD, START
 from fnabench.models.bundled_weights import LoadedLlava, load_llava
-from fnabench.models.hf_layers import clip_vision_layers, drop_recording_hooks, llama_layers
+from fnabench.models.hf_layers import clip_vision_layers, llama_layers
 from fnabench.models.preprocessing import square_transforms
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class BundledLlavaBackbone(Backbone):
 
     def __init__(self, loaded: LoadedLlava, scope: str, device: torch.device, dtype: torch.dtype) -> None:
         self.module: Any = loaded.model.to(device, dtype).requires_grad_(False)  # type: ignore[arg-type]
+        self.scope = scope
         self.layers = _layers(self.module, scope)
         self.tokenizer = loaded.tokenizer
         self.transform, self.transform_whole = square_transforms(
@@ -84,9 +85,21 @@ class BundledLlavaBackbone(Backbone):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """For the process that measures memory."""
-        drop_recording_hooks(self.module)
-        return self.__dict__
+        """Weights and attached variants: a transformers model that has run carries functions that no pickle takes."""
+        rest = {name: value for name, value in self.__dict__.items() if name not in ("module", "layers")}
+        cores = [layer.core for layer in self.layers]
+        return {"rest": rest, "config": self.module.config, "weights": self.module.state_dict(), "cores": cores}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from transformers import LlavaForConditionalGeneration
+
+        self.__dict__.update(state["rest"])
+        self.module = LlavaForConditionalGeneration(state["config"]).eval().requires_grad_(False)
+        self.module.load_state_dict(state["weights"], assign=True)
+        self.layers = _layers(self.module, self.scope)
+        for layer, core in zip(self.layers, state["cores"], strict=True):
+            if core is not None:
+                layer.attach(core)
 
     def encode_image(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B E"]:
         """The decoder's last hidden state after the image and an empty question."""

@@ -141,17 +141,6 @@ def llama_layers(decoder: Any, *, first: int = 0) -> LayerStack:
     return LayerStack(_wrap(decoder, blocks, LlamaAttention, LlamaAttentionLayer, 0, first=first))
 
 
-def drop_recording_hooks(model: nn.Module) -> None:
-    """Take away the hooks by which transformers records hidden states: they cannot be pickled, and it installs them
-    again in the next forward that needs them."""
-    for module in model.modules():
-        if "_output_capturing_hooks_installed" in module.__dict__:
-            del module._output_capturing_hooks_installed
-        for number, hook in list(module._forward_hooks.items()):
-            if hook.__module__ == "transformers.utils.output_capturing":
-                del module._forward_hooks[number]
-
-
 def _wrap(
     tower: Any, blocks: Any, understood: type[nn.Module], layer: type[AttentionLayer], num_prefix: int, *, first: int
 ) -> list[AttentionLayer]:
