@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from fnabench.attention.base import Attention
 from fnabench.attention.exact import Exact
 from fnabench.attention.layers import LayerSelection, select_layers
+from fnabench.budget import Budget, Choice
 from fnabench.contract import Task
 from fnabench.cost import Probe
 from fnabench.data.base import Source
@@ -44,6 +45,10 @@ class Experiment:
     """The chosen name of each part, by its kind."""
     config: dict[str, Any]
     """The resolved configuration; only where things lie stands as it was written."""
+    budget: Budget | None = None
+    """Chooses the landmarks and the layers before the experiment runs."""
+    choice: Choice | None = None
+    """What the budget came to."""
 
     @classmethod
     def of(cls, cfg: DictConfig, choices: Mapping[str, str]) -> Experiment:
@@ -59,13 +64,14 @@ class Experiment:
         attention, device = parts["attention"], choose_device(cfg.device)
         if cfg.loader.batch_size < 1 or (cfg.loader.num_workers or 0) < 0:
             raise BadInputError(f"loader={dict(cfg.loader)}: batch_size must be at least 1 and num_workers at least 0")
+        budget = instantiate(cfg.budget, _convert_="all") or None
         return cls(
             task=parts["task"],
             source=parts["data"],
             model=parts["model"],
             attention=attention,
             probe=parts["probe"],
-            layers="all" if attention.is_exact else config["layers"],
+            layers="all" if attention.is_exact or budget else config["layers"],
             device=device,
             dtype=choose_dtype(cfg.dtype),
             batch_size=cfg.loader.batch_size,
@@ -73,6 +79,7 @@ class Experiment:
             seed=cfg.seed,
             names={kind: choices[kind] for kind in ("task", "data", "model", "attention")},
             config=config,
+            budget=budget,
         )
 
     @classmethod
@@ -88,11 +95,25 @@ class Experiment:
     def twin(self) -> Experiment:
         """The same experiment with exact attention."""
         names = {**self.names, "attention": "exact"}
-        return self if self.is_twin else replace(self, attention=Exact(), layers="all", names=names)
+        if self.is_twin:
+            return self
+        return replace(self, attention=Exact(), layers="all", names=names, budget=None, choice=None)
+
+    def chosen(self, choice: Choice) -> Experiment:
+        """The experiment with what its budget came to."""
+        attention: Any = self.attention
+        return replace(
+            self,
+            attention=replace(attention, num_landmarks=choice.num_landmarks),
+            layers=choice.layers,
+            choice=choice,
+        )
 
     def check(self) -> None:
         """Refuse what cannot be run, before weights or images are read."""
         self.task.check(self.model, self.blueprint, self.source)
+        if self.budget:
+            self.budget.check(self.attention)
         for index in self.layer_indices:
             self.attention.check(self.blueprint.shapes[index])
         self.attention.check_layers(self.layer_indices)
@@ -130,6 +151,8 @@ class Experiment:
             "model": settings(self.model) | {"weights": self.model.weights_hash()},
             "attention": settings(self.attention),
             "layers": self.layer_indices,
+            **({"budget": settings(self.budget)} if self.budget else {}),
+            **({"choice": asdict(self.choice)} if self.choice else {}),
             "probe": settings(self.probe),
             "batch_size": self.batch_size,
             "dtype": str(self.dtype).removeprefix("torch."),

@@ -45,6 +45,7 @@ def to_json(outcome: Outcome) -> str:
         "exact_macs": cost and cost.exact_macs,
         "num_samples": record.num_samples,
         "num_tokens": record.num_tokens,
+        "choice": record.identity.get("choice"),
         "key": record.key,
         "exact_key": record.exact_key,
         "record": str(outcome.folder),
@@ -128,13 +129,24 @@ def _head(record: Record) -> str:
     return (
         f"{record.task} of {named('data')} with {named('model')}\n"
         f"{record.num_samples} images of {size} px, {record.num_tokens} tokens, attention={record.attention} "
-        f"{_settings(record)}in {_layers(record)}"
+        f"{_settings(record)}in {_layers(record)}{_choice(record)}"
     )
 
 
 def _settings(record: Record) -> str:
     values = shown(record.identity["attention"])
     return f"({', '.join(f'{name}={value}' for name, value in values.items())}) " if values else ""
+
+
+def _choice(record: Record) -> str:
+    """What a budget came to, on a line of its own."""
+    if (choice := record.identity.get("choice")) is None:
+        return ""
+    return (
+        f"\nbudget=auto chose {choice['num_landmarks']} landmarks and these blocks: {choice['measure']} "
+        f"{choice['fidelity']:.3g} on {record.identity['budget']['num_images']} images, attention "
+        f"x{choice['time_ratio']:.2f} faster"
+    )
 
 
 def _layers(record: Record) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fnabench.budget import Budget, Calibration, Choice
 from fnabench.cost import Measurement, attach_alone, measure_cost
 from fnabench.data.base import Source
 from fnabench.device import is_out_of_memory
@@ -43,6 +44,8 @@ def run(experiment: Experiment, store: Store, *, rerun: bool = False) -> Outcome
     """The record of an experiment, from the store or computed now; its exact twin's is had first."""
     experiment.check()
     backbone = cache(lambda: experiment.model.load(experiment.device, experiment.dtype))
+    if experiment.budget is not None:
+        experiment = experiment.chosen(choose(experiment, experiment.budget, store, backbone))
     twin = experiment.twin()
     exact, is_new = _obtain(twin, None, store, backbone, rerun=rerun and experiment.is_twin)
     record = exact
@@ -92,6 +95,29 @@ def fit(experiment: Experiment, store: Store, backbone: Callable[[], Backbone]) 
     return fitted
 
 
+def choose(experiment: Experiment, budget: Budget, store: Store, backbone: Callable[[], Backbone]) -> Choice:
+    """What the budget comes to on this model and device: from the store, or found out now."""
+    with store.lock(experiment.key):
+        if (fitted := store.find_fitted(experiment.key)) is None:
+            source = experiment.source.training_split() or experiment.source
+            source.check()
+            images = _loader(experiment, backbone(), source).first(min(budget.num_images, len(source))).images
+            batch = _loader(experiment, backbone(), experiment.source).first(experiment.probe.batch_size)
+            most = len(budget.num_landmarks) + len(backbone().layers)
+            with steps("choosing landmarks and layers", most) as advance:
+                calibration = Calibration(
+                    backbone=backbone(),
+                    attention=experiment.attention,
+                    chunks=torch.split(images, experiment.batch_size),
+                    forward=experiment.task.forward,
+                    batch=batch,
+                    seed=experiment.seed,
+                    on_step=lambda: advance(1),
+                )
+                fitted = store.save_fitted(experiment.key, calibration.choose(budget).state())
+    return Choice.of(fitted.state)
+
+
 def evaluate(experiment: Experiment, backbone: Backbone, fitted: Mapping[str, Tensor]) -> Scores:
     """The accuracy pass: the task's protocol over the whole data set."""
     attach_alone(backbone, experiment.attention, [backbone.layers[index] for index in experiment.layer_indices])
@@ -108,14 +134,16 @@ def probe(experiment: Experiment, backbone: Backbone) -> Measurement:
             experiment.attention,
             [backbone.layers[index] for index in experiment.layer_indices],
             experiment.task.forward,
-            _loader(experiment, backbone, experiment.source, lambda _: None).first(experiment.probe.batch_size),
+            _loader(experiment, backbone, experiment.source).first(experiment.probe.batch_size),
             experiment.probe,
             experiment.seed,
             on_step=lambda: advance(1),
         )
 
 
-def _loader(experiment: Experiment, backbone: Backbone, source: Source, on_batch: Callable[[int], None]) -> Loader:
+def _loader(
+    experiment: Experiment, backbone: Backbone, source: Source, on_batch: Callable[[int], None] = lambda _: None
+) -> Loader:
     return Loader(
         source=source,
         transform=backbone.transform_whole if experiment.task.whole_image else backbone.transform,

@@ -11,7 +11,7 @@ import torch
 
 WARM_UP_ROUNDS = 3
 """Fewest rounds of warm-up, and how many of the latest must agree for the times to count as settled."""
-MOST_WARM_UP_ROUNDS = 12
+MOST_WARM_UP_ROUNDS = 8
 SETTLED_SPREAD = 0.05
 """Relative spread of the warm-up times of each arm at which they count as settled."""
 

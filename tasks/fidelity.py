@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn.functional import cosine_similarity, kl_div, normalize
+from torch.nn.functional import cosine_similarity, normalize
 
 from fnabench.contract import Task
+from fnabench.divergence import kl_divergence
 from fnabench.errors import BadInputError
 from fnabench.loader import Batch, Loader
 from fnabench.models.base import Backbone
@@ -73,10 +74,10 @@ class Fidelity(Task):
             values["neighbour_overlap"] = self._neighbour_overlap(ours, theirs)
         predictions: NDArray[np.int64] | None = None
         if logits["exact"]:
-            p, q = (torch.cat(logits[way]).log_softmax(-1) for way in ("exact", "variant"))
-            predictions = q.argmax(-1).numpy()
-            values["top1_agreement"] = (p.argmax(-1) == q.argmax(-1)).float()
-            values["kl"] = kl_div(q, p, reduction="none", log_target=True).sum(-1)
+            theirs, ours = (torch.cat(logits[way]) for way in ("exact", "variant"))
+            predictions = ours.argmax(-1).numpy()
+            values["top1_agreement"] = (theirs.argmax(-1) == ours.argmax(-1)).float()
+            values["kl"] = kl_divergence(theirs, ours)
         if names:
             by_layer = torch.cat(errors)
             values["attention_error"] = by_layer.mean(1)

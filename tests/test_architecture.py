@@ -36,6 +36,7 @@ LAYERS = (
     ("data.*", "loader", "models.weights_file", "models.timm_layers", "models.hf_layers", "models.preprocessing"),
     ("models.*",),
     ("contract", "cost", "surgery"),
+    ("budget",),
     ("tasks.*",),
     ("record",),
     ("store", "references"),

@@ -20,7 +20,7 @@ from fnabench.errors import BadInputError, one_of
 VERSION = 1
 """Raised whenever any scene, picture, caption or question changes."""
 
-NUM_TRAINING = 1000
+NUM_TRAINING = 500
 """Scenes that heads and probes are fitted on."""
 
 _NUM_FINGERPRINTED = 4
