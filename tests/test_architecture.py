@@ -32,7 +32,8 @@ LAYERS = (
     ("attention.*",),
     ("timing", "memory", "macs", "beside", "watch"),
     ("sdpa",),
-    ("data.base", "data.image_files", "data.hub", "models.base"),
+    ("data.base", "data.image_files", "data.imagenet_names", "data.hub", "models.base"),
+    ("data.listed",),
     ("data.*", "loader", "models.weights_file", "models.timm_layers", "models.hf_layers", "models.preprocessing"),
     ("models.*",),
     ("contract", "cost", "surgery"),
@@ -173,6 +174,8 @@ def test_siblings_never_import_each_other(kind: str) -> None:
         "preprocessing",
         "weights_file",
         "image_files",
+        "imagenet_names",
+        "listed",
         "hub",
     }
     for name, other in IMPORTS:
