@@ -22,6 +22,7 @@ from fnabench.environment import device_name, library_versions
 from fnabench.errors import BadInputError
 from fnabench.identity import digest, digest_of_code, locations, settings
 from fnabench.models.base import Blueprint, Model
+from fnabench.models.weights_file import hash_file
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,7 +54,7 @@ class Experiment:
         }
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         as_written: Any = OmegaConf.to_container(cfg, resolve=False)
-        for part in ("data", "model"):  # a record tells no folder of the machine that the user did not type
+        for part in ("task", "data", "model"):  # a record tells no folder of the machine that the user did not type
             written = as_written[part]
             config[part] |= {name: written[name] for name in locations(parts[part]) if name in written}
         attention, device = parts["attention"], choose_device(cfg.device)
@@ -127,6 +128,7 @@ class Experiment:
             "task": settings(self.task),
             "data": self.source.fingerprint(),
             "fitted_on": self.training_split.fingerprint() if self.training_split else None,
+            "fitted_file": hash_file(path) if (path := self.task.fitted_file) else None,
             "model": settings(self.model) | {"weights": self.model.weights_hash()},
             "attention": settings(self.attention),
             "layers": self.layer_indices,
