@@ -122,6 +122,12 @@ class Experiment:
         return digest({name: self.twin().identity[name] for name in names})
 
     @cached_property
+    def text_key(self) -> str:
+        """Hash of everything but the texts themselves that changes text features: the attention variant is no part."""
+        names = ("model", "dtype", "device", "libraries", "code")
+        return digest({name: self.twin().identity[name] for name in names})
+
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that changes the result."""
         return {

@@ -24,6 +24,7 @@ from fnabench.record import Record
 from fnabench.scores import Scores
 from fnabench.statistics import compare, estimate
 from fnabench.store import Fitted, Store, read_scores
+from fnabench.text_memory import TextMemory
 from fnabench.timing import MOST_WARM_UP_ROUNDS
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def _obtain(
         status = "complete"
         try:
             fitted = fit(experiment, store, backbone)
+            backbone().text_memory = TextMemory(store=store, key=experiment.text_key)
             scores = evaluate(experiment, backbone(), fitted.state if fitted else {})
             measurement = probe(experiment, backbone()) if experiment.probe.num_rounds else None
         except (RuntimeError, MemoryError) as error:

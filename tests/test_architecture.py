@@ -40,6 +40,7 @@ LAYERS = (
     ("tasks.*",),
     ("record",),
     ("store", "references"),
+    ("text_memory",),
     ("experiment",),
     ("run",),
     ("report", "trackers", "leaderboard", "figures.*", "bench.*", "train.*"),
