@@ -32,8 +32,9 @@ class Classification(Task):
 
     head: the library's own head. zeroshot: 100 times the cosine to class embeddings, each the renormalised mean of its
     normalised prompt embeddings. knn: votes of the k nearest training images by cosine, weighted by
-    softmax(cosine / temperature), exact search. linear: logistic regression on the image embedding. knn and linear are
-    fitted on the training split with exact attention. auto: head where the model has one, else zeroshot.
+    softmax(cosine / temperature), exact search. linear: logistic regression on the image embedding, its penalty chosen
+    on a held-out part of the training split. knn and linear are fitted on that split with exact attention. auto: head
+    where the model has one, else zeroshot.
     """
 
     method: str = "auto"
