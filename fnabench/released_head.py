@@ -17,6 +17,7 @@ PREFIX = "decode_head."
 NORM = ("bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
 CONVOLUTION = ("conv_seg.weight", "conv_seg.bias")
 COUNTER = "bn.num_batches_tracked"
+ADDRESS = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_ade20k_linear_head.pth or its kin"
 EPS = 1e-5
 """Of torch's batch normalisation, which the heads were trained with."""
 
@@ -24,7 +25,7 @@ EPS = 1e-5
 def read_released_head(path: Path) -> dict[str, Tensor]:
     """Weight [K, C] and bias [K] for raw patch tokens: the normalisation is folded into the convolution.
 
-    Source: https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_ade20k_linear_head.pth and its kin.
+    Source: the files named dinov2_vits14_ade20k_linear_head.pth and so on.
     """
     parts = _read_parts(path)
     kernel, mean = parts["conv_seg.weight"], parts["bn.running_mean"]
@@ -46,7 +47,8 @@ def _read_parts(path: Path) -> dict[str, Tensor]:
     """The head's tensors in float32 by their names without the prefix."""
     if not path.is_file():
         raise MissingError(
-            f"task.head={path} is not a file; give a *_linear_head.pth of DINOv2, or task.head=null to fit a head"
+            f"task.head={path} is not a file; download it from {ADDRESS} and put it there, or fit a head here with "
+            "task.head=null"
         )
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)

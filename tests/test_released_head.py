@@ -87,7 +87,7 @@ def test_other_states_are_refused_with_the_reason(tmp_path, state, reason):
 
 
 def test_a_file_that_is_not_there_or_holds_no_weights_is_refused(tmp_path):
-    with pytest.raises(MissingError, match=r"task\.head=.*nowhere\.pth is not a file; give a \*_linear_head\.pth"):
+    with pytest.raises(MissingError, match=r"task\.head=.*nowhere\.pth is not a file; download it from https"):
         read_released_head(tmp_path / "nowhere.pth")
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(BadInputError, match=r"text\.pth cannot be read as weights"):
