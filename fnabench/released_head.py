@@ -18,15 +18,13 @@ NORM = ("bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
 CONVOLUTION = ("conv_seg.weight", "conv_seg.bias")
 COUNTER = "bn.num_batches_tracked"
 ADDRESS = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_ade20k_linear_head.pth or its kin"
+"""One of the files; the others are named for their model and data set."""
 EPS = 1e-5
 """Of torch's batch normalisation, which the heads were trained with."""
 
 
 def read_released_head(path: Path) -> dict[str, Tensor]:
-    """Weight [K, C] and bias [K] for raw patch tokens: the normalisation is folded into the convolution.
-
-    Source: the files named dinov2_vits14_ade20k_linear_head.pth and so on.
-    """
+    """Weight [K, C] and bias [K] for raw patch tokens: the normalisation is folded into the convolution."""
     parts = _read_parts(path)
     kernel, mean = parts["conv_seg.weight"], parts["bn.running_mean"]
     num_classes, num_channels = kernel.shape[:2] if kernel.dim() == 4 else (0, 0)

@@ -56,7 +56,8 @@ class Segmentation(Task):
     def __post_init__(self) -> None:
         if self.inference not in INFERENCES:
             raise one_of("task.inference", self.inference, INFERENCES)
-        if not (self.window > 0 and 0 < self.stride <= 1):
+        are_numbers = all(isinstance(each, int | float) for each in (self.window, self.stride))
+        if not (are_numbers and self.window > 0 and 0 < self.stride <= 1):
             raise BadInputError(
                 f"task.window={self.window} must be above 0, task.stride={self.stride} above 0 and at most 1"
             )

@@ -166,6 +166,6 @@ def test_the_head_is_fitted_on_windows_too():
 def test_a_wrong_way_window_or_stride_is_refused():
     with pytest.raises(BadInputError, match=r"task\.inference=crop is not known; allowed: whole, slide"):
         Segmentation(inference="crop")
-    for changes in ({"window": 0.0}, {"stride": 0.0}, {"stride": 1.5}):
+    for changes in ({"window": 0.0}, {"window": "wide"}, {"window": None}, {"stride": 0.0}, {"stride": 1.5}):
         with pytest.raises(BadInputError, match=r"must be above 0, task\.stride=.* above 0 and at most 1"):
             Segmentation(inference="slide", **changes)
