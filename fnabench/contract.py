@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from fnabench.data.base import Source
@@ -56,13 +57,22 @@ class Task(ABC):
         """Whether the protocol fits something on the data's training split first."""
         return False
 
+    @property
+    def fitted_file(self) -> Path | None:
+        """A file that holds what the protocol would fit otherwise; None where there is none."""
+        return None
+
+    def read_fitted(self, path: Path) -> dict[str, Tensor]:
+        """What `fit` would give, from such a file; MissingError or BadInputError where it does not hold it."""
+        raise RuntimeError(f"{type(self).__name__} reads no file")
+
     def fit(self, backbone: Backbone, loader: Loader) -> dict[str, Tensor]:
         """What is fitted on the training split, with exact attention; kept, and never fitted again."""
         raise RuntimeError(f"{type(self).__name__} fits nothing")
 
     @abstractmethod
     def evaluate(self, backbone: Backbone, loader: Loader, fitted: Mapping[str, Tensor]) -> Scores:
-        """Run the protocol over all samples of the loader; `fitted` is what `fit` gave, or empty."""
+        """Run the protocol over all samples of the loader; `fitted` is what `fit` or `read_fitted` gave, or empty."""
 
     @abstractmethod
     def forward(self, backbone: Backbone, batch: Batch) -> object:

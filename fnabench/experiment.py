@@ -23,6 +23,7 @@ from fnabench.environment import device_name, library_versions
 from fnabench.errors import BadInputError
 from fnabench.identity import digest, digest_of_code, locations, settings
 from fnabench.models.base import Blueprint, Model
+from fnabench.models.weights_file import hash_file
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,7 +59,7 @@ class Experiment:
         }
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         as_written: Any = OmegaConf.to_container(cfg, resolve=False)
-        for part in ("data", "model"):  # a record tells no folder of the machine that the user did not type
+        for part in ("task", "data", "model"):  # a record tells no folder of the machine that the user did not type
             written = as_written[part]
             config[part] |= {name: written[name] for name in locations(parts[part]) if name in written}
         attention, device = parts["attention"], choose_device(cfg.device)
@@ -142,12 +143,19 @@ class Experiment:
         return digest({name: self.twin().identity[name] for name in names})
 
     @cached_property
+    def text_key(self) -> str:
+        """Hash of everything but the texts themselves that changes text features: the attention variant is no part."""
+        names = ("model", "dtype", "device", "libraries", "code")
+        return digest({name: self.twin().identity[name] for name in names})
+
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that changes the result."""
         return {
             "task": settings(self.task),
             "data": self.source.fingerprint(),
             "fitted_on": self.training_split.fingerprint() if self.training_split else None,
+            "fitted_file": hash_file(path) if (path := self.task.fitted_file) else None,
             "model": settings(self.model) | {"weights": self.model.weights_hash()},
             "attention": settings(self.attention),
             "layers": self.layer_indices,

@@ -1,4 +1,7 @@
-"""Multinomial logistic regression on frozen features, the penalty chosen on held-out samples."""
+"""Multinomial logistic regression on frozen features, the penalty chosen on held-out samples.
+
+Each fit is run to its end, so that there is no learning rate to choose: the penalty takes its place in the grid.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import log_softmax
 
+from fnabench.errors import BadInputError
+
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
     Head = tuple[Float[Tensor, "K C"], Float[Tensor, " K"]]
 
-PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5)
-"""From the strongest on, so that each fit can start where the one before it ended."""
+PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+"""The grid, from the strongest on, so that each fit can start where the one before it ended."""
 HELD_OUT = 5
 """Every fifth group of samples is held out while the penalty is chosen."""
 NUM_ITERATIONS = 100
@@ -26,15 +31,17 @@ TOLERANCE = 1e-6
 def fit_linear_head(
     features: Float[Tensor, "n C"], targets: Float[Tensor, "n K"], groups: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Weight [K, C] and bias [K] for raw features, and the penalty that was chosen.
+    """Weight [K, C] and bias [K] for raw features, the penalty that was chosen, and each one's held-out cross-entropy.
 
     Targets are distributions over K classes; a row of zeros does not count. Samples of one group, such as the patches
     of an image, are held out together. Features are standardised for the fit and the scale folded into the weight.
     """
+    if len(set(groups)) < 2:
+        raise BadInputError("a linear head cannot be fitted on one training sample; give a training split with more")
     features, targets = features.float(), targets.float()
     mean, scale = features.mean(0), features.std(0).clamp_min(1e-6)
     standard = (features - mean) / scale
-    held_out = torch.tensor(groups) % HELD_OUT == 0
+    held_out = torch.unique(torch.tensor(groups), return_inverse=True)[1] % HELD_OUT == 0
     start = torch.zeros(targets.shape[1], features.shape[1]), torch.zeros(targets.shape[1])
     path, losses = {}, {}
     for penalty in PENALTIES:
@@ -43,7 +50,10 @@ def fit_linear_head(
     penalty = min(losses, key=losses.__getitem__)
     weight, bias = _minimise(standard, targets, penalty, path[penalty])
     weight = weight / scale
-    return {"weight": weight, "bias": bias - weight @ mean, "penalty": torch.tensor(penalty)}
+    return {
+        "weight": weight, "bias": bias - weight @ mean, "penalty": torch.tensor(penalty),
+        "held_out_losses": torch.tensor([losses[each] for each in PENALTIES]),
+    }  # fmt: skip
 
 
 def _minimise(features: Float[Tensor, "n C"], targets: Float[Tensor, "n K"], penalty: float, start: Head) -> Head:

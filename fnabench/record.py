@@ -59,7 +59,8 @@ class Record:
     cost: Cost | None
     environment: Environment
     fitted: str | None
-    """SHA-256 of the head or feature bank that was fitted with exact attention; None where the task fits nothing."""
+    """SHA-256 of the head or feature bank that was fitted with exact attention, or of the file that a released head was
+    read from; None where the task needs neither."""
     files: dict[str, str]
     """SHA-256 of each file beside the record."""
 

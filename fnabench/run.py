@@ -19,11 +19,13 @@ from fnabench.environment import describe_environment
 from fnabench.experiment import Experiment
 from fnabench.loader import Loader
 from fnabench.models.base import Backbone
+from fnabench.models.weights_file import hash_file
 from fnabench.progress import steps
 from fnabench.record import Record
 from fnabench.scores import Scores
 from fnabench.statistics import compare, estimate
 from fnabench.store import Fitted, Store, read_scores
+from fnabench.text_memory import TextMemory
 from fnabench.timing import MOST_WARM_UP_ROUNDS
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ def _obtain(
         status = "complete"
         try:
             fitted = fit(experiment, store, backbone)
+            backbone().text_memory = TextMemory(store=store, key=experiment.text_key)
             scores = evaluate(experiment, backbone(), fitted.state if fitted else {})
             measurement = probe(experiment, backbone()) if experiment.probe.num_rounds else None
         except (RuntimeError, MemoryError) as error:
@@ -82,7 +85,10 @@ def _obtain(
 
 
 def fit(experiment: Experiment, store: Store, backbone: Callable[[], Backbone]) -> Fitted | None:
-    """What the task fits on the training split with exact attention, from the store or now; None if it fits nothing."""
+    """What the task fits on the training split with exact attention, from the store or now, or what a file gives
+    instead; None if it needs nothing of the kind."""
+    if (path := experiment.task.fitted_file) is not None:
+        return Fitted(state=experiment.task.read_fitted(path), sha256=hash_file(path))
     training = experiment.training_split
     if training is None:
         return None

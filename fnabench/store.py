@@ -35,7 +35,7 @@ SHORT_KEY = 12
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fitted:
-    """What a task fitted with exact attention, frozen since."""
+    """Tensors that every variant shares, such as what a task fitted with exact attention; frozen since."""
 
     state: dict[str, Tensor]
     sha256: str
@@ -100,14 +100,15 @@ class Store:
         return record
 
     def find_fitted(self, key: str) -> Fitted | None:
-        """What was fitted under this key, if its file is there and has not been changed."""
+        """What was fitted under this key, if its file is there; CorruptRecordError if it has been changed."""
         path = self._fitted(key)
         if not path.exists():
             return None
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != path.with_suffix(".sha256").read_text():
+        content, expected = path.read_bytes(), path.with_suffix(".sha256")
+        sha256 = hashlib.sha256(content).hexdigest()
+        if not expected.is_file() or sha256 != expected.read_text():
             raise CorruptRecordError(f"{path} was changed since it was fitted; delete it")
-        return Fitted(state=load(content), sha256=path.with_suffix(".sha256").read_text())
+        return Fitted(state=load(content), sha256=sha256)
 
     def save_fitted(self, key: str, state: dict[str, Tensor]) -> Fitted:
         """Keep what was fitted under this key."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,8 +32,9 @@ class Classification(Task):
 
     head: the library's own head. zeroshot: 100 times the cosine to class embeddings, each the renormalised mean of its
     normalised prompt embeddings. knn: votes of the k nearest training images by cosine, weighted by
-    softmax(cosine / temperature), exact search. linear: logistic regression on the image embedding. knn and linear are
-    fitted on the training split with exact attention. auto: head where the model has one, else zeroshot.
+    softmax(cosine / temperature), exact search. linear: logistic regression on the image embedding, its penalty chosen
+    on a held-out part of the training split. knn and linear are fitted on that split with exact attention. auto: head
+    where the model has one, else zeroshot.
     """
 
     method: str = "auto"
@@ -120,7 +121,7 @@ class Classification(Task):
         self, output: Float[Tensor, "B E"], classes: Float[Tensor, "K E"] | None, fitted: Mapping[str, Tensor]
     ) -> Float[Tensor, "B K"]:
         if classes is not None:
-            return 100 * normalize(output.float(), dim=-1) @ classes.T
+            return 100 * normalize(output.float(), dim=-1) @ classes.to(output.device).T
         if self.method == "linear":
             return output.float().cpu() @ fitted["weight"].T + fitted["bias"]
         if self.method == "knn":
@@ -134,8 +135,11 @@ class Classification(Task):
         return votes.scatter_add_(1, fitted["labels"][torch.from_numpy(found)], weights)
 
     def _class_embeddings(self, backbone: Backbone, source: Source) -> Float[Tensor, "K E"]:
-        rows = []
-        for name in source.class_names:
-            prompts = [template.format(name) for template in backbone.templates]
-            rows.append(normalize(normalize(backbone.encode_text(prompts).float(), dim=-1).mean(0), dim=-1))
-        return torch.stack(rows)
+        prompts = [[template.format(name) for template in backbone.templates] for name in source.class_names]
+        return backbone.recall_texts(
+            prompts, lambda: torch.stack([_class_embedding(backbone, each) for each in prompts])
+        )
+
+
+def _class_embedding(backbone: Backbone, prompts: Sequence[str]) -> Float[Tensor, " E"]:
+    return normalize(normalize(backbone.encode_text(prompts).float(), dim=-1).mean(0), dim=-1)

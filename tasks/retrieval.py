@@ -17,7 +17,6 @@ from fnabench.scores import SampleScores, Scores
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from numpy.typing import NDArray
     from torch import Tensor
 
 TEXT_BATCH = 256
@@ -56,8 +55,11 @@ class Retrieval(Task):
                 owners += [len(ids)] * len(sample.captions)
                 captions += sample.captions
                 ids.append(sample.id)
-        texts = [_normalised(backbone.encode_text(chunk)) for chunk in _chunks(captions, TEXT_BATCH)]
-        images, sentences, owner_of = np.concatenate(embedded), np.concatenate(texts), np.array(owners)
+        chunks = _chunks(captions, TEXT_BATCH)
+        texts = backbone.recall_texts(
+            captions, lambda: torch.cat([_normalised(backbone.encode_text(c)) for c in chunks])
+        )
+        images, sentences, owner_of = torch.cat(embedded).numpy(), texts.numpy(), np.array(owners)
         image_of, _ = nearest(images, sentences, max(self.ks))  # [captions, k]
         caption_of, _ = nearest(sentences, images, max(self.ks))  # [images, k]
         found = {
@@ -81,9 +83,8 @@ class Retrieval(Task):
         return backbone.encode_image(batch.images)
 
 
-def _normalised(embeddings: Float[Tensor, "B E"]) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = torch.nn.functional.normalize(embeddings.float(), dim=-1).cpu().numpy()
-    return array
+def _normalised(embeddings: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
+    return torch.nn.functional.normalize(embeddings.float(), dim=-1).cpu()
 
 
 def _chunks(items: Sequence[str], size: int) -> list[Sequence[str]]:

@@ -2,38 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from torch.nn.functional import interpolate
+from PIL import Image
 
 from fnabench.contract import Task
-from fnabench.data.base import IGNORE_INDEX, Sample
-from fnabench.errors import BadInputError
+from fnabench.data.base import IGNORE_INDEX, Sample, Source
+from fnabench.errors import BadInputError, ImpossibleError, one_of
+from fnabench.identity import LOCATION
 from fnabench.linear_head import fit_linear_head
 from fnabench.loader import Batch, Loader
-from fnabench.models.base import Backbone, Model
+from fnabench.models.base import Backbone, Blueprint, Model
+from fnabench.released_head import read_released_head
 from fnabench.scores import SampleScores, Scores
+from fnabench.windows import Box, cover, stitch
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from fnabench.loader import Transform
+
+INFERENCES = ("whole", "slide")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation(Task):
     """Logits of a linear head on the patch tokens, upsampled (bilinear) to the size of the labels.
 
+    whole: the image is resized to the model's input as a whole. slide: windows of it are, and where they overlap the
+    mean of the logits counts. A window of 1 is the largest part of the image with the proportions of the model's input,
+    the stride is in windows: 1 and 2/3 are DINOv2's protocol. Cost is that of one input of the model either way.
+
     Intersection and union are added up over the data set; the mean goes over the classes that occur. Pixels of
-    IGNORE_INDEX do not count. The head is a logistic regression on the patches of the training split, each with the
-    share of every class among its pixels, fitted with exact attention.
+    IGNORE_INDEX do not count. The head is one that DINOv2 released, or a logistic regression on the patches of the
+    training split, each with the share of every class among its pixels, fitted with exact attention.
     """
 
     whole_image: ClassVar[bool] = True
+
+    inference: str = "whole"
+    window: float = 1.0
+    stride: float = 2 / 3
+    head: str | None = field(default=None, metadata=LOCATION)
+
+    def __post_init__(self) -> None:
+        if self.inference not in INFERENCES:
+            raise one_of("task.inference", self.inference, INFERENCES)
+        are_numbers = all(isinstance(each, int | float) for each in (self.window, self.stride))
+        if not (are_numbers and self.window > 0 and 0 < self.stride <= 1):
+            raise BadInputError(
+                f"task.window={self.window} must be above 0, task.stride={self.stride} above 0 and at most 1"
+            )
 
     @property
     def metric(self) -> str:
@@ -47,47 +74,86 @@ class Segmentation(Task):
     def needs_of_data(self) -> frozenset[str]:
         return frozenset({"mask"})
 
+    @property
+    def fitted_file(self) -> Path | None:
+        return Path(self.head).expanduser() if self.head else None
+
+    def check(self, model: Model, blueprint: Blueprint, source: Source) -> None:
+        super().check(model, blueprint, source)
+        if self.fitted_file is None:
+            return
+        num_classes, num_channels = self.read_fitted(self.fitted_file)["weight"].shape
+        if num_classes != len(source.mask_names):
+            raise ImpossibleError(
+                f"task.head={self.head} knows {num_classes} classes, this data has {len(source.mask_names)}; "
+                "choose the head of this data set"
+            )
+        if num_channels != blueprint.shapes[-1].num_channels:
+            raise ImpossibleError(
+                f"task.head={self.head} takes {num_channels} channels a patch, this model gives "
+                f"{blueprint.shapes[-1].num_channels}; choose the linear head of this model (one named ms takes four "
+                "layers at once and cannot be used)"
+            )
+
     def fits(self, model: Model) -> bool:
-        return True
+        return self.head is None
+
+    def read_fitted(self, path: Path) -> dict[str, Tensor]:
+        return read_released_head(path)
 
     def fit(self, backbone: Backbone, loader: Loader) -> dict[str, Tensor]:
         num_classes = len(loader.source.mask_names)
         features, targets, groups = [], [], []
-        for batch in loader:
-            grid = backbone.patch_grid(batch.images)
-            features.append(self.forward(backbone, batch).flatten(0, 1).float().cpu())
-            for sample in batch.samples:
-                targets.append(shares(_mask(sample, num_classes), grid, num_classes))
-                groups += [len(targets)] * (grid[0] * grid[1])
+        for number, view in enumerate(self._views(backbone, loader)):
+            features.append(view.tokens.flatten(0, 1))
+            for box in view.boxes:
+                targets.append(shares(view.mask[box.pixels], view.grid, num_classes))
+                groups += [number] * len(targets[-1])
         return fit_linear_head(torch.cat(features), torch.cat(targets), groups)
 
     def evaluate(self, backbone: Backbone, loader: Loader, fitted: Mapping[str, Tensor]) -> Scores:
         num_classes = len(loader.source.mask_names)
         ids: list[str] = []
         intersections, unions, predictions = [], [], []
-        for batch in loader:
-            height, width = backbone.patch_grid(batch.images)
-            logits = self.forward(backbone, batch).float().cpu() @ fitted["weight"].T + fitted["bias"]  # [B, N, K]
-            maps = logits.mT.reshape(len(logits), num_classes, height, width)
-            predictions.append(logits.argmax(-1).numpy())
-            for sample, logit in zip(batch.samples, maps, strict=True):
-                mask = _mask(sample, num_classes)
-                upsampled = interpolate(logit[None], size=mask.shape, mode="bilinear", align_corners=False)[0]
-                intersection, union = overlap(upsampled.argmax(0).numpy(), mask, num_classes)
-                intersections.append(intersection)
-                unions.append(union)
-                ids.append(sample.id)
+        for view in self._views(backbone, loader):
+            logits = view.tokens @ fitted["weight"].T + fitted["bias"]  # [n, N, K]
+            maps = logits.mT.reshape(len(logits), num_classes, *view.grid)
+            predicted = stitch(maps, view.boxes, view.mask.shape).argmax(0).numpy()
+            intersection, union = overlap(predicted, view.mask, num_classes)
+            intersections.append(intersection)
+            unions.append(union)
+            predictions.append(_at_centres(predicted, view.grid))
+            ids.append(view.id)
         miou = SampleScores(
             ids=tuple(ids),
             clusters=tuple(ids),
             numerator=np.array(intersections, dtype=np.float64),
             denominator=np.array(unions, dtype=np.float64),
-            predictions=np.concatenate(predictions),
+            predictions=np.stack(predictions),
         )
         return Scores(metrics={self.metric: miou}, headline=self.metric)
 
     def forward(self, backbone: Backbone, batch: Batch) -> Float[Tensor, "B N C"]:
         return backbone.encode_patches(batch.images)
+
+    def _views(self, backbone: Backbone, loader: Loader) -> Iterator[_View]:
+        """Every sample as the model sees it."""
+        num_classes = len(loader.source.mask_names)
+        if self.inference == "whole":
+            for batch in loader:
+                grid = backbone.patch_grid(batch.images)
+                for sample, tokens in zip(batch.samples, self.forward(backbone, batch).float().cpu(), strict=True):
+                    mask = _mask(sample, num_classes)
+                    yield _View(sample.id, mask, [Box(0, 0, *mask.shape)], tokens[None], grid)
+            return
+        height, width = loader.transform(Image.new("RGB", (32, 32))).shape[-2:]
+        boxes_of = partial(cover, proportions=(height, width), window=self.window, stride=self.stride)
+        cut = partial(_cut, boxes_of=boxes_of, transform=loader.transform)
+        for batch in replace(loader, transform=cut, batch_size=1):  # images differ in their number of windows
+            (windows,), (sample,) = batch.images, batch.samples
+            tokens = torch.cat([backbone.encode_patches(some) for some in windows.split(loader.batch_size)])
+            mask = _mask(sample, num_classes)
+            yield _View(sample.id, mask, boxes_of(mask.shape), tokens.float().cpu(), backbone.patch_grid(windows))
 
 
 def overlap(
@@ -117,3 +183,31 @@ def _mask(sample: Sample, num_classes: int) -> NDArray[np.uint8]:
             f"{IGNORE_INDEX}, which is ignored"
         )
     return sample.mask
+
+
+@dataclass(frozen=True)
+class _View:
+    """A sample through one or more boxes."""
+
+    id: str
+    mask: NDArray[np.uint8]
+    boxes: list[Box]
+    tokens: Float[Tensor, "n N C"]
+    """On the CPU in float32, one row a box."""
+    grid: tuple[int, int]
+
+
+def _cut(
+    image: Image.Image, boxes_of: Callable[[tuple[int, int]], list[Box]], transform: Transform
+) -> Float[Tensor, "n 3 height width"]:
+    """The windows of an image, each resized to the model's input."""
+    boxes = boxes_of((image.height, image.width))
+    return torch.stack([transform(image.crop((left, top, right, bottom))) for top, left, bottom, right in boxes])
+
+
+def _at_centres(predicted: NDArray[np.int64], grid: tuple[int, int]) -> NDArray[np.int64]:
+    """The class at the centre of each cell of a grid over the image."""
+    rows, columns = (
+        ((np.arange(count) + 0.5) * edge / count).astype(int) for count, edge in zip(grid, predicted.shape, strict=True)
+    )
+    return predicted[np.ix_(rows, columns)].ravel()

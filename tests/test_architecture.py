@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = (
     ("errors",),
-    ("identity", "device", "environment", "progress", "scores"),
+    ("identity", "device", "environment", "linear_head", "progress", "released_head", "scores"),
     ("statistics",),
     (
         "attention.base",
@@ -32,7 +32,8 @@ LAYERS = (
     ("attention.*",),
     ("timing", "memory", "macs", "beside", "watch"),
     ("sdpa",),
-    ("data.base", "data.image_files", "data.hub", "models.base"),
+    ("data.base", "data.image_files", "data.imagenet_names", "data.hub", "models.base"),
+    ("data.listed",),
     ("data.*", "loader", "models.weights_file", "models.timm_layers", "models.hf_layers", "models.preprocessing"),
     ("models.*",),
     ("contract", "cost", "surgery"),
@@ -40,6 +41,7 @@ LAYERS = (
     ("tasks.*",),
     ("record",),
     ("store", "references"),
+    ("text_memory",),
     ("experiment",),
     ("run",),
     ("report", "trackers", "leaderboard", "figures.*", "bench.*", "train.*"),
@@ -174,6 +176,8 @@ def test_siblings_never_import_each_other(kind: str) -> None:
         "preprocessing",
         "weights_file",
         "image_files",
+        "imagenet_names",
+        "listed",
         "hub",
     }
     for name, other in IMPORTS:

@@ -6,12 +6,17 @@ import re
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
+from small_world import SmallWorld
 
 from fnabench import cli
 from fnabench.experiment import Experiment
+from fnabench.store import read_record
 
 FOLDER = Path(__file__).resolve().parent.parent / "conf" / "experiment"
 NAMES = [path.stem for path in sorted(FOLDER.glob("*.yaml"))]
+RETRIEVAL = [name for name in NAMES if name.startswith("paper_retrieval")]
+MASKING = OmegaConf.load(FOLDER / "masking_sweep.yaml").hydra.sweeper.params
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -22,7 +27,7 @@ def test_the_head_has_the_command_and_the_expected_result(name):
     assert sum(bool(re.search(r"\d\d\.\d\d", line)) for line in head) >= 2
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RETRIEVAL)
 def test_an_experiment_composes_into_its_parts(name):
     experiment = Experiment.of(*cli.compose([f"+experiment={name}", "model.revision=0123", "device=cpu"]))
     assert experiment.names == {"task": "retrieval", "data": "coco_val2017", "model": "clip_l14", "attention": "fna"}
@@ -38,3 +43,37 @@ def test_an_experiment_composes_into_its_parts(name):
 def test_a_setting_of_the_command_line_wins():
     cfg, _ = cli.compose(["+experiment=paper_retrieval_448", "attention.features=q", "dtype=float32"])
     assert (cfg.attention.features, cfg.dtype, cfg.model.image_size) == ("q", "float32", 448)
+
+
+@pytest.mark.parametrize("attention", MASKING["attention"].split(","))
+@pytest.mark.parametrize("tokens", MASKING["attention.tokens"].split(","))
+def test_the_masking_sweep_composes_into_runs_that_are_possible(attention, tokens):
+    for block in MASKING["attention.start_block"].split(","):
+        point = [f"attention={attention}", f"attention.tokens={tokens}", f"attention.start_block={block}"]
+        experiment = Experiment.of(
+            *cli.compose(["+experiment=masking_sweep", "model.revision=0123", "device=cpu", *point])
+        )
+        assert experiment.names["attention"] == attention
+        assert experiment.layer_indices == list(range(13, 24))
+        assert (experiment.attention.detect_block, experiment.attention.start_block) == (13, int(block))
+        experiment.attention.check_layers(experiment.layer_indices)
+    experiment.task.check(experiment.model, experiment.blueprint, experiment.source)
+    experiment.attention.check(experiment.blueprint.shapes[0])
+
+
+def test_the_masking_sweep_runs_every_point(tmp_path, monkeypatch, capsys):
+    world = SmallWorld(tmp_path, monkeypatch, capsys)
+    small = {**world.defaults, "layers": "all", "attention": "exact_masked,fna_masked", "attention.detect_block": "1"}
+    small |= {"attention.start_block": "1,2", "attention.tokens": "both", "model.image_size": "160"}
+    del small["attention.num_landmarks"]
+    code, _, err = world.run_as_given(
+        "+experiment=masking_sweep", *(f"{name}={value}" for name, value in small.items())
+    )
+    assert code == 0, err
+    records = [read_record(folder) for folder in world.records()]
+    points = {
+        (each.attention, each.identity["attention"]["tokens"], each.identity["attention"]["start_block"])
+        for each in records
+        if each.attention != "exact"
+    }
+    assert len(points) == len(records) - 1 == 4

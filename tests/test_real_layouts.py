@@ -6,11 +6,10 @@ import csv
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from hydra.utils import instantiate
+from layouts import CONF, configured
 from omegaconf import OmegaConf
 from PIL import Image
 from small_world import SmallWorld
@@ -19,13 +18,7 @@ from fnabench.data.captions import CaptionFolder
 from fnabench.data.masks import MaskFolder
 from fnabench.store import read_record
 
-CONF = Path(__file__).resolve().parent.parent / "conf" / "data"
 pytestmark = pytest.mark.assets
-
-
-def configured(name: str, root: Path, **changes: object) -> Any:
-    settings = OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), {"root": str(root)}, changes)
-    return instantiate(settings, _convert_="all")
 
 
 def test_the_sample_in_imagenets_layout_gives_its_own_accuracy(

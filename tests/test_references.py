@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fnabench.tasks.segmentation import Segmentation
 from records import a_record
 
 from fnabench import cli, leaderboard
-from fnabench.errors import BadInputError
+from fnabench.errors import BadInputError, MissingError
+from fnabench.experiment import Experiment
 from fnabench.references import Reference, judge, read_references, read_verification, save_verification
 from fnabench.statistics import Estimate
 
@@ -69,6 +71,8 @@ def test_each_reference_of_a_model_has_a_name_of_its_own():
         ("clip_l14", "coco_karpathy", "t2i_r1", 36.51, 0.3),
         ("deit_tiny", "imagenet", "top1", 72.19, 0.3),
         ("vit_large", "imagenet", "top1", 85.86, 0.3),
+        ("dinov2_s", "ade20k", "miou", 44.3, 0.5),
+        ("dinov2_b", "voc2012", "miou", 82.5, 0.5),
     ],
 )
 def test_the_published_values_are_in_the_table(model, data, metric, expected, tolerance):
@@ -83,6 +87,23 @@ def test_dinov2_has_a_reference_for_neighbours_and_one_for_the_probe():
         if (each.model, each.data) == ("dinov2_l", "imagenet")
     }
     assert found == {"task.method=knn": 83.5, "task.method=linear": 86.3}
+
+
+@pytest.mark.parametrize("reference", [each for each in REFERENCES if each.task == "segmentation"], ids=str)
+def test_dinov2s_segmentation_is_verified_with_its_own_head_through_windows(reference, monkeypatch):
+    monkeypatch.setenv("FNABENCH_DATA", "/anywhere")
+    overrides = [f"model={reference.model}", "model.revision=0123", f"data={reference.data}", "device=cpu"]
+    cfg, choices = cli.compose(["task=segmentation", *reference.settings, *overrides])
+    experiment = Experiment.of(cfg, choices)
+    size = reference.model.removeprefix("dinov2_")
+    assert experiment.task == Segmentation(
+        inference="slide", stride=experiment.task.stride,
+        head=f"/anywhere/dinov2_vit{size}14_{reference.data}_linear_head.pth",
+    )  # fmt: skip
+    assert round(experiment.task.stride * 512) == 341
+    assert experiment.blueprint.image_size == (518, 518)
+    with pytest.raises(MissingError, match=r"download it from https://dl\.fbaipublicfiles\.com/dinov2/"):
+        experiment.check()
 
 
 def test_a_subset_has_a_wider_tolerance_and_recall_has_no_subset():

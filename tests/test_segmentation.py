@@ -1,4 +1,4 @@
-"""mIoU on hand-made masks with known answers, and the linear head behind it."""
+"""mIoU on hand-made masks with known answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from fnabench.tasks.segmentation import overlap, shares
 from torchmetrics.functional.segmentation import mean_iou
 
 from fnabench.data.base import IGNORE_INDEX
-from fnabench.linear_head import fit_linear_head
 from fnabench.scores import SampleScores
 
 
@@ -56,36 +55,3 @@ def test_the_shares_of_a_patch_are_those_of_its_pixels():
     mask = np.array([[0, 0, 1, 1], [0, 2, 1, IGNORE_INDEX]], dtype=np.uint8)
     expected = torch.tensor([[0.75, 0.0, 0.25], [0.0, 0.75, 0.0]])
     torch.testing.assert_close(shares(mask, (1, 2), 3), expected)
-
-
-def test_the_linear_head_separates_what_can_be_separated():
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(300) % 3
-    features = 100 + 5 * torch.nn.functional.one_hot(labels, 3) + torch.randn(300, 3, generator=generator)
-    head = fit_linear_head(features, torch.nn.functional.one_hot(labels, 3).float(), range(300))
-    logits = features @ head["weight"].T + head["bias"]
-    assert (logits.argmax(-1) == labels).float().mean() > 0.98
-
-
-def test_the_linear_head_is_the_logistic_regression_of_a_library_at_the_same_penalty():
-    generator = torch.Generator().manual_seed(1)
-    features = torch.randn(200, 4, generator=generator)
-    labels = (features[:, 0] + torch.randn(200, generator=generator) > 0).long()
-    head = fit_linear_head(features, torch.nn.functional.one_hot(labels, 2).float(), range(200))
-    standard = (features - features.mean(0)) / features.std(0)
-    weight = (head["weight"] * features.std(0)).requires_grad_()
-    bias = (head["bias"] + head["weight"] @ features.mean(0)).requires_grad_()
-    loss = torch.nn.functional.cross_entropy(standard @ weight.T + bias, labels)
-    (loss + head["penalty"] * weight.square().sum()).backward()
-    assert weight.grad.abs().max() < 1e-3  # the penalised loss is flat there
-    assert bias.grad.abs().max() < 1e-3
-
-
-def test_rows_of_zeros_do_not_count_for_the_linear_head():
-    features = torch.randn(100, 3, generator=torch.Generator().manual_seed(2))
-    targets = torch.nn.functional.one_hot((features[:, 0] > 0).long(), 2).float()
-    groups = range(100)
-    padded = torch.cat([features, 0 * features]), torch.cat([targets, 0 * targets]), [*groups, *groups]
-    head, other = fit_linear_head(features, targets, groups), fit_linear_head(*padded)
-    assert torch.equal((features @ head["weight"].T + head["bias"]).argmax(-1), targets.argmax(-1))
-    assert torch.equal((features @ other["weight"].T + other["bias"]).argmax(-1), targets.argmax(-1))

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 IGNORE_INDEX = 255
 """The mask value that no metric counts."""
+NUM_ANNOTATORS = 10
+"""So many answer a question of VQAv2; where a data set knows one answer, it stands for so many who agree."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question about an image with the answers that annotators gave (ten in VQAv2)."""
+    """A question about an image with the answers that annotators gave."""
 
     id: str
     text: str

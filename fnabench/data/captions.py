@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from fnabench.data.base import Sample, Source
-from fnabench.data.image_files import check_files, existing_folder, hash_files, read_image, read_table, take
+from PIL import Image
+
+from fnabench.data.base import Sample
+from fnabench.data.image_files import existing_folder, read_table, take
+from fnabench.data.listed import ListedImages
 from fnabench.errors import BadInputError
 from fnabench.identity import LOCATION
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionFolder(Source):
+class CaptionFolder(ListedImages):
     """Images with their captions, in the order in which the table first names them."""
 
     root: str = field(metadata=LOCATION)
@@ -30,26 +33,20 @@ class CaptionFolder(Source):
     def provides(self) -> frozenset[str]:
         return frozenset({"captions"})
 
-    def check(self) -> None:
-        check_files(self._folder, [file for file, _ in self._rows], Path(self.root) / self.captions)
-
-    def fingerprint(self) -> str:
-        return hash_files(self._folder, self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Sample:
-        file, captions = self._rows[index]
-        return Sample(id=file, image=read_image(self._folder / file), captions=captions)
+    def _sample(self, file: str, image: Image.Image, known: tuple[str, ...]) -> Sample:
+        return Sample(id=file, image=image, captions=known)
 
     @property
     def _folder(self) -> Path:
         return Path(self.root) / self.images
 
+    @property
+    def _listed_in(self) -> Path:
+        return existing_folder("data.root", self.root) / self.captions
+
     @cached_property
     def _rows(self) -> list[tuple[str, tuple[str, ...]]]:
-        path = existing_folder("data.root", self.root) / self.captions
+        path = self._listed_in
         captions: dict[str, list[str]] = {}
         for number, (file, caption) in read_table(path, ("image", "caption"), "give data.captions=..."):
             if not file or not caption.strip():

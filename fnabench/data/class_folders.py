@@ -8,12 +8,11 @@ from pathlib import Path
 
 from fnabench.data.base import Sample, Source
 from fnabench.data.image_files import check_count, existing_folder, hash_files, list_images, read_image, take
+from fnabench.data.imagenet_names import imagenet_names
 from fnabench.errors import BadInputError, one_of
 from fnabench.identity import LOCATION
 
 ORDERS = ("name", "number")
-CLASSES = Path(__file__).with_name("imagenet_classes.txt")
-"""The 1,000 names that open_clip gives ImageNet's classes, which the published zero-shot results were taken with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +44,7 @@ class ClassFolders(Source):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        names = CLASSES.read_text(encoding="utf-8").splitlines()
-        return tuple(names) if self.num_classes == len(names) else ()
+        return imagenet_names(self.num_classes)
 
     def check(self) -> None:
         _ = self._rows  # lists every folder, which is the check

@@ -6,22 +6,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from fnabench.data.base import Sample, Source
-from fnabench.data.image_files import (
-    check_count,
-    check_files,
-    existing_folder,
-    hash_files,
-    read_image,
-    read_json,
-    take,
-)
+from PIL import Image
+
+from fnabench.data.base import Sample
+from fnabench.data.image_files import check_count, existing_folder, read_json, take
+from fnabench.data.listed import ListedImages
 from fnabench.errors import BadInputError
 from fnabench.identity import LOCATION
 
 
 @dataclass(frozen=True, kw_only=True)
-class CocoCaptions(Source):
+class CocoCaptions(ListedImages):
     """Images with their captions, in the order of the file. val2017 is not Karpathy's test split: other images."""
 
     root: str = field(metadata=LOCATION)
@@ -43,21 +38,11 @@ class CocoCaptions(Source):
     def provides(self) -> frozenset[str]:
         return frozenset({"captions"})
 
-    def check(self) -> None:
-        check_files(self._folder, [file for file, _ in self._rows], self._path)
-
-    def fingerprint(self) -> str:
-        return hash_files(self._folder, self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Sample:
-        file, captions = self._rows[index]
-        return Sample(id=file, image=read_image(self._folder / file), captions=captions)
+    def _sample(self, file: str, image: Image.Image, known: tuple[str, ...]) -> Sample:
+        return Sample(id=file, image=image, captions=known)
 
     @property
-    def _path(self) -> Path:
+    def _listed_in(self) -> Path:
         return existing_folder("data.root", self.root, self.obtain) / self.annotations
 
     @property
@@ -66,20 +51,22 @@ class CocoCaptions(Source):
 
     @cached_property
     def _rows(self) -> list[tuple[str, tuple[str, ...]]]:
-        content = read_json(self._path, self.obtain)
+        content = read_json(self._listed_in, self.obtain)
         if isinstance(content, dict) and "dataset" in content:
-            raise BadInputError(f"{self._path} is a split of Karpathy's, another data set: use data=coco_karpathy")
+            raise BadInputError(f"{self._listed_in} is a split of Karpathy's, another data set: use data=coco_karpathy")
         try:
             files = {image["id"]: image["file_name"] for image in content["images"]}
             entries = [(entry["id"], entry["image_id"], entry["caption"]) for entry in content["annotations"]]
         except (KeyError, TypeError) as error:
-            raise BadInputError(f"{self._path} is no file of COCO captions: it lacks {error}") from error
+            raise BadInputError(f"{self._listed_in} is no file of COCO captions: it lacks {error}") from error
         if len(files) < len(content["images"]) or len({number for number, _, _ in entries}) < len(entries):
-            raise BadInputError(f"{self._path} gives an id to more than one image or caption")
+            raise BadInputError(f"{self._listed_in} gives an id to more than one image or caption")
         captions: dict[int, list[str]] = {number: [] for number in files}
         for number, image, caption in entries:
             if image not in captions:
-                raise BadInputError(f"{self._path}: caption {number} belongs to image {image}, which is not listed")
+                raise BadInputError(
+                    f"{self._listed_in}: caption {number} belongs to image {image}, which is not listed"
+                )
             captions[image].append(caption.strip())
         check_count(self.name, "images", len(files), self.num_images)
         check_count(self.name, "captions", len(entries), self.num_captions)

@@ -6,22 +6,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from fnabench.data.base import Sample, Source
-from fnabench.data.image_files import (
-    check_files,
-    existing_folder,
-    hash_files,
-    list_images,
-    read_image,
-    read_table,
-    take,
-)
+from PIL import Image
+
+from fnabench.data.base import Sample
+from fnabench.data.image_files import existing_folder, list_images, read_table, take
+from fnabench.data.listed import ListedImages
 from fnabench.errors import BadInputError
 from fnabench.identity import LOCATION
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFolder(Source):
+class ImageFolder(ListedImages):
     """Images listed in a table; their order is the table's."""
 
     root: str = field(metadata=LOCATION)
@@ -36,26 +31,24 @@ class ImageFolder(Source):
     def provides(self) -> frozenset[str]:
         return frozenset({"label"} if self.labels else set())
 
-    def check(self) -> None:
-        check_files(Path(self.root), [file for file, _ in self._rows], Path(self.root) / (self.labels or ""))
-
-    def fingerprint(self) -> str:
-        return hash_files(Path(self.root), self._rows)
-
     def largest_label(self) -> int | None:
         return max((label for _, label in self._rows if label is not None), default=None)
 
-    def __len__(self) -> int:
-        return len(self._rows)
+    def _sample(self, file: str, image: Image.Image, known: int | None) -> Sample:
+        return Sample(id=file, image=image, label=known)
 
-    def __getitem__(self, index: int) -> Sample:
-        file, label = self._rows[index]
-        return Sample(id=file, image=read_image(Path(self.root) / file), label=label)
+    @property
+    def _folder(self) -> Path:
+        return Path(self.root)
+
+    @property
+    def _listed_in(self) -> Path:
+        return self._folder / (self.labels or "")
 
     @cached_property
     def _rows(self) -> list[tuple[str, int | None]]:
         root = existing_folder("data.root", self.root)
-        rows = _read_labels(root / self.labels) if self.labels else dict.fromkeys(list_images(root))
+        rows = _read_labels(self._listed_in) if self.labels else dict.fromkeys(list_images(root))
         return list(rows.items())[: take(rows, self.limit)]
 
 

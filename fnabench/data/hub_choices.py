@@ -8,13 +8,10 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from fnabench.data.base import Question, Sample, Source
+from fnabench.data.base import NUM_ANNOTATORS, Question, Sample, Source
 from fnabench.data.hub import decode, find_parquet, hash_parquet, read_parquet
 from fnabench.data.image_files import check_count, take
 from fnabench.identity import LOCATION
-
-NUM_ANNOTATORS = 10
-"""The one right letter stands for so many annotators who agree."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,9 @@ from typing import Any
 from fnabench.data.base import Sample, Source
 from fnabench.data.hub import decode, find_parquet, hash_parquet, read_parquet
 from fnabench.data.image_files import check_count, take
+from fnabench.data.imagenet_names import imagenet_names
 from fnabench.errors import BadInputError
 from fnabench.identity import LOCATION
-
-CLASSES = Path(__file__).with_name("imagenet_classes.txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +40,7 @@ class HubLabels(Source):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        names = CLASSES.read_text(encoding="utf-8").splitlines()
-        return tuple(names) if self.num_classes == len(names) else ()
+        return imagenet_names(self.num_classes)
 
     def check(self) -> None:
         labels = self._rows["label"]

@@ -6,22 +6,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from fnabench.data.base import Sample, Source
-from fnabench.data.image_files import (
-    check_count,
-    check_files,
-    existing_folder,
-    hash_files,
-    read_image,
-    read_json,
-    take,
-)
+from PIL import Image
+
+from fnabench.data.base import Sample
+from fnabench.data.image_files import check_count, existing_folder, read_json, take
+from fnabench.data.listed import ListedImages
 from fnabench.errors import BadInputError
 from fnabench.identity import LOCATION
 
 
 @dataclass(frozen=True, kw_only=True)
-class KarpathySplit(Source):
+class KarpathySplit(ListedImages):
     """The images of one split with all their captions, in the order of the file."""
 
     root: str = field(metadata=LOCATION)
@@ -46,21 +41,11 @@ class KarpathySplit(Source):
     def provides(self) -> frozenset[str]:
         return frozenset({"captions"})
 
-    def check(self) -> None:
-        check_files(self._folder, [file for file, _ in self._rows], self._path)
-
-    def fingerprint(self) -> str:
-        return hash_files(self._folder, self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Sample:
-        file, captions = self._rows[index]
-        return Sample(id=Path(file).name, image=read_image(self._folder / file), captions=captions)
+    def _sample(self, file: str, image: Image.Image, known: tuple[str, ...]) -> Sample:
+        return Sample(id=Path(file).name, image=image, captions=known)
 
     @property
-    def _path(self) -> Path:
+    def _listed_in(self) -> Path:
         return existing_folder("data.root", self.root, self.obtain) / self.splits
 
     @property
@@ -69,12 +54,12 @@ class KarpathySplit(Source):
 
     @cached_property
     def _rows(self) -> list[tuple[str, tuple[str, ...]]]:
-        content = read_json(self._path, self.obtain)
+        content = read_json(self._listed_in, self.obtain)
         found = content.get("dataset") if isinstance(content, dict) else None
         if found != self.dataset:
             raise BadInputError(
-                f"{self._path} calls itself {found}, not {self.dataset}; COCO's own captions_val2017.json is another "
-                "data set: data=coco_val2017"
+                f"{self._listed_in} calls itself {found}, not {self.dataset}; COCO's own captions_val2017.json is "
+                "another data set: data=coco_val2017"
             )
         try:
             rows = [
@@ -86,9 +71,9 @@ class KarpathySplit(Source):
                 if image["split"] == self.split
             ]
         except (KeyError, TypeError) as error:
-            raise BadInputError(f"{self._path} is no file of Karpathy's splits: it lacks {error}") from error
+            raise BadInputError(f"{self._listed_in} is no file of Karpathy's splits: it lacks {error}") from error
         if len({file for file, _ in rows}) < len(rows):
-            raise BadInputError(f"{self._path} lists an image of split {self.split} more than once")
+            raise BadInputError(f"{self._listed_in} lists an image of split {self.split} more than once")
         check_count(self.name, "images", len(rows), self.num_images)
         check_count(self.name, "captions", sum(len(captions) for _, captions in rows), self.num_captions)
         return rows[: take(rows, self.limit)]

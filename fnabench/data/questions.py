@@ -7,19 +7,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fnabench.data.base import Question, Sample, Source
-from fnabench.data.image_files import check_files, existing_folder, hash_files, read_image, read_json, take
+from PIL import Image
+
+from fnabench.data.base import NUM_ANNOTATORS, Question, Sample
+from fnabench.data.image_files import existing_folder, read_json, take
+from fnabench.data.listed import ListedImages
 from fnabench.errors import BadInputError
 from fnabench.identity import LOCATION
 
-NUM_ANNOTATORS = 10
 FEWEST_ANNOTATORS = 4
 """From so many on an answer that all give can count in full: leaving one out, 3 must be left."""
 FORM = '{"image": "1.png", "question": "...", "answers": ["...", ...]} or ["question", "answer", "1.png"]'
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionFolder(Source):
+class QuestionFolder(ListedImages):
     """Images with their questions, in the order in which the file first names the images.
 
     An entry of the file is an object with image, question and answers (one for each annotator), optionally id and type;
@@ -40,21 +42,11 @@ class QuestionFolder(Source):
     def provides(self) -> frozenset[str]:
         return frozenset({"questions"})
 
-    def check(self) -> None:
-        check_files(self._folder, [file for file, _ in self._rows], self._path)
-
-    def fingerprint(self) -> str:
-        return hash_files(self._folder, self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Sample:
-        file, questions = self._rows[index]
-        return Sample(id=file, image=read_image(self._folder / file), questions=questions)
+    def _sample(self, file: str, image: Image.Image, known: tuple[Question, ...]) -> Sample:
+        return Sample(id=file, image=image, questions=known)
 
     @property
-    def _path(self) -> Path:
+    def _listed_in(self) -> Path:
         return existing_folder("data.root", self.root) / self.questions
 
     @property
@@ -63,7 +55,7 @@ class QuestionFolder(Source):
 
     @cached_property
     def _rows(self) -> list[tuple[str, tuple[Question, ...]]]:
-        path = self._path
+        path = self._listed_in
         entries = read_json(path, f"give data.questions=..., a list of {FORM}")
         if not isinstance(entries, list) or not entries:
             raise BadInputError(f"{path} holds no list of questions; it needs {FORM}")

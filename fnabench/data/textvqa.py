@@ -6,22 +6,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from fnabench.data.base import Question, Sample, Source
-from fnabench.data.image_files import (
-    check_count,
-    check_files,
-    existing_folder,
-    hash_files,
-    read_image,
-    read_json,
-    take,
-)
+from PIL import Image
+
+from fnabench.data.base import Question, Sample
+from fnabench.data.image_files import check_count, existing_folder, read_json, take
+from fnabench.data.listed import ListedImages
 from fnabench.errors import BadInputError
 from fnabench.identity import LOCATION
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextVqa(Source):
+class TextVqa(ListedImages):
     """Images with their questions, in the order in which the file first names the images."""
 
     root: str = field(metadata=LOCATION)
@@ -45,27 +40,21 @@ class TextVqa(Source):
     def provides(self) -> frozenset[str]:
         return frozenset({"questions"})
 
-    def check(self) -> None:
-        check_files(self._folder, [file for file, _ in self._rows], Path(self.root) / self.questions)
-
-    def fingerprint(self) -> str:
-        return hash_files(self._folder, self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Sample:
-        file, questions = self._rows[index]
-        return Sample(id=file, image=read_image(self._folder / file), questions=questions)
+    def _sample(self, file: str, image: Image.Image, known: tuple[Question, ...]) -> Sample:
+        return Sample(id=file, image=image, questions=known)
 
     @property
     def _folder(self) -> Path:
         return Path(self.root) / self.images
 
+    @property
+    def _listed_in(self) -> Path:
+        return Path(self.root) / self.questions
+
     @cached_property
     def _rows(self) -> list[tuple[str, tuple[Question, ...]]]:
         root = existing_folder("data.root", self.root, self.obtain)
-        path = root / self.questions
+        path = self._listed_in
         content = read_json(path, self.obtain)
         try:
             tokens = self._ocr_tokens(root)

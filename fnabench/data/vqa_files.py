@@ -6,22 +6,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from fnabench.data.base import Question, Sample, Source
-from fnabench.data.image_files import (
-    check_count,
-    check_files,
-    existing_folder,
-    hash_files,
-    read_image,
-    read_json,
-    take,
-)
+from PIL import Image
+
+from fnabench.data.base import Question, Sample
+from fnabench.data.image_files import check_count, existing_folder, read_json, take
+from fnabench.data.listed import ListedImages
 from fnabench.errors import BadInputError
 from fnabench.identity import LOCATION
 
 
 @dataclass(frozen=True, kw_only=True)
-class VqaFiles(Source):
+class VqaFiles(ListedImages):
     """Images with their questions, in the order in which the file first names the images; ten answers a question."""
 
     root: str = field(metadata=LOCATION)
@@ -46,27 +41,21 @@ class VqaFiles(Source):
     def provides(self) -> frozenset[str]:
         return frozenset({"questions"})
 
-    def check(self) -> None:
-        check_files(self._folder, [file for file, _ in self._rows], Path(self.root) / self.questions)
-
-    def fingerprint(self) -> str:
-        return hash_files(self._folder, self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Sample:
-        file, questions = self._rows[index]
-        return Sample(id=file, image=read_image(self._folder / file), questions=questions)
+    def _sample(self, file: str, image: Image.Image, known: tuple[Question, ...]) -> Sample:
+        return Sample(id=file, image=image, questions=known)
 
     @property
     def _folder(self) -> Path:
         return Path(self.root) / self.images
 
+    @property
+    def _listed_in(self) -> Path:
+        return Path(self.root) / self.questions
+
     @cached_property
     def _rows(self) -> list[tuple[str, tuple[Question, ...]]]:
         root = existing_folder("data.root", self.root, self.obtain)
-        asked = read_json(root / self.questions, self.obtain)
+        asked = read_json(self._listed_in, self.obtain)
         answered = read_json(root / self.annotations, self.obtain)
         try:
             annotations = {entry["question_id"]: entry for entry in answered["annotations"]}
@@ -82,7 +71,7 @@ class VqaFiles(Source):
                 by_image.setdefault(entry["image_id"], []).append(question)
         except (KeyError, TypeError) as error:
             raise BadInputError(
-                f"{root / self.questions} and {self.annotations} do not belong together: {error} is missing, or given "
+                f"{self._listed_in} and {self.annotations} do not belong together: {error} is missing, or given "
                 "to more than one question"
             ) from error
         check_count(self.name, "images", len(by_image), self.num_images)

@@ -76,6 +76,8 @@ class Backbone:
     """Resize and crop as the model was trained for."""
     transform_whole: Callable[[Image.Image], Float[Tensor, "3 height width"]]
     """Resize the whole image to the model's input, whatever its shape."""
+    text_memory: Callable[[object, Callable[[], Tensor]], Tensor] | None = None
+    """Where text features are kept, if they are."""
     templates: tuple[str, ...] = ()
     """Prompts for zero-shot classification with {} for the class, where the model has a text tower."""
 
@@ -108,6 +110,13 @@ class Backbone:
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "T E"]:
         """One embedding a text, in the space of encode_image."""
         raise NotImplementedError(f"{type(self).__name__} has no text tower")
+
+    def recall_texts(self, texts: object, embed: Callable[[], Float[Tensor, "T E"]]) -> Float[Tensor, "T E"]:
+        """What `embed` gives for these texts, a row for each text or for each list of texts; from memory if it can be.
+
+        Whoever asks for rows of another meaning gives other texts.
+        """
+        return self.text_memory(texts, embed) if self.text_memory else embed()
 
     def generate(
         self,

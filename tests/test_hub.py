@@ -1,0 +1,76 @@
+"""Parquet files of the hub: pinned, cached, gated, broken."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from layouts import CONF, configured, imagenet_hub, write_parquet
+from omegaconf import OmegaConf
+
+from fnabench.errors import BadInputError, MissingError
+
+pytestmark = pytest.mark.usefixtures("no_hub")
+
+
+@pytest.mark.parametrize("name", ["imagenet_hub", "scienceqa"])
+def test_an_unpinned_repository_is_refused_and_an_absent_one_says_what_to_run(name: str) -> None:
+    source = instantiate(OmegaConf.load(CONF / f"{name}.yaml"), _convert_="all")
+    with pytest.raises(BadInputError, match=r"data\.revision=None pins nothing; give data\.revision=<commit>"):
+        source.check()
+    pinned = instantiate(OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), {"revision": "0123"}), _convert_="all")
+    with pytest.raises(
+        MissingError, match=r"hf download .* --repo-type dataset --include .* --revision 0123"
+    ) as caught:
+        pinned.check()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pinned_repository_is_read_from_the_cache_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "hub" / "datasets--ILSVRC--imagenet-1k" / "snapshots" / revision
+    changes = imagenet_hub(snapshot) | {"revision": revision}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    source = instantiate(OmegaConf.merge(OmegaConf.load(CONF / "imagenet_hub.yaml"), changes), _convert_="all")
+    source.check()
+    assert [source[index].label for index in range(12)] == [(5 * number) % 12 for number in range(12)]
+    assert source.fingerprint() == replace(source, root=str(snapshot)).fingerprint()
+
+
+def test_a_gated_repository_says_where_its_terms_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+    from huggingface_hub.errors import GatedRepoError
+
+    def gated(*_: object, **__: object) -> str:
+        raise GatedRepoError(
+            "gated", response=httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
+        )
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", gated)
+    pinned = OmegaConf.merge(OmegaConf.load(CONF / "imagenet_hub.yaml"), {"revision": "0123"})
+    with pytest.raises(MissingError, match=r"accept its terms at https://huggingface\.co/datasets/ILSVRC/imagenet-1k"):
+        instantiate(pinned, _convert_="all").check()
+
+
+def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
+    import datasets
+
+    write_parquet(tmp_path / "validation-0.parquet", {"picture": ["a"]}, {"picture": datasets.Value("string")})
+    with pytest.raises(BadInputError, match="lacks the column image and label; it has picture"):
+        configured("imagenet_hub", tmp_path).check()
+
+
+def test_an_unreadable_image_is_named_by_its_row(tmp_path: Path) -> None:
+    import datasets
+
+    write_parquet(
+        tmp_path / "validation-0.parquet",
+        {"image": [{"bytes": b"no image", "path": None}], "label": [0]},
+        {"image": datasets.Image(decode=False), "label": datasets.Value("int64")},
+    )
+    with pytest.raises(BadInputError, match="row 0 of imagenet has no readable image"):
+        configured("imagenet_hub", tmp_path, num_images=1)[0]

@@ -1,0 +1,52 @@
+"""VQAv2, TextVQA and ScienceQA in their official layouts: questions with their answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from layouts import configured, copy_of, counts, write_json
+
+from fnabench.errors import BadInputError
+from fnabench.vqa_answers import vqa_accuracy
+
+pytestmark = pytest.mark.usefixtures("no_hub")
+
+
+def test_vqav2_gathers_questions_by_image_whatever_the_order_of_the_annotations(tmp_path: Path) -> None:
+    source = copy_of("vqav2_val", tmp_path)
+    first = source[0]
+    assert first.id == "COCO_val2014_000000262148.jpg"
+    assert [question.text for question in first.questions] == ["question 0?", "question 2?", "question 4?"]
+    assert (first.questions[0].id, first.questions[0].kind) == ("262148000", "yes/no")
+    assert first.questions[0].answers == ("no", *["yes"] * 9)
+    assert vqa_accuracy("yes", first.questions[0].answers) == 1
+
+
+def test_questions_and_annotations_of_different_splits_are_refused(tmp_path: Path) -> None:
+    source = copy_of("vqav2_val", tmp_path)
+    path = tmp_path / "v2_mscoco_val2014_annotations.json"
+    content = json.loads(path.read_text())
+    write_json(path, content | {"annotations": content["annotations"][1:]})
+    with pytest.raises(BadInputError, match="do not belong together"):
+        source.check()
+
+
+def test_textvqa_tells_ocr_tokens_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    plain = copy_of("textvqa", tmp_path)
+    hinted = configured("textvqa", tmp_path, **counts(plain), ocr="TextVQA_Rosetta_OCR_v0.2_val.json")
+    assert plain[0].questions[0].text == "what is written 0?"
+    assert hinted[0].questions[0].text == "what is written 0?\nReference OCR token: NOKIA, 12:30"
+    assert plain.fingerprint() != hinted.fingerprint()
+
+
+def test_scienceqa_keeps_the_questions_with_an_image_and_asks_for_a_letter(tmp_path: Path) -> None:
+    source = copy_of("scienceqa", tmp_path)
+    assert [source[index].id for index in range(4)] == ["1", "2", "4", "5"]
+    (question,) = source[0].questions
+    assert question.text == "Context: Look at the picture.\nWhich one is 1?\nA. iron\nB. wood\nC. glass"
+    assert vqa_accuracy("B", question.answers, "big_vision") == 1
+    (question,) = source[1].questions
+    assert vqa_accuracy("A", question.answers, "big_vision") == 1
+    assert vqa_accuracy("B", question.answers, "big_vision") == 0
