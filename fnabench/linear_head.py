@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     Head = tuple[Float[Tensor, "K C"], Float[Tensor, " K"]]
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-"""The grid, from the strongest on, so that each fit can start where the one before it ended."""
+"""The grid, from the strongest on, so that each fit can start where the one before it ended; it is left once the
+held-out cross-entropy rises."""
 HELD_OUT = 5
 """Every fifth group of samples is held out while the penalty is chosen."""
 NUM_ITERATIONS = 100
@@ -31,7 +32,7 @@ TOLERANCE = 1e-6
 def fit_linear_head(
     features: Float[Tensor, "n C"], targets: Float[Tensor, "n K"], groups: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Weight [K, C] and bias [K] for raw features, the penalty that was chosen, and each one's held-out cross-entropy.
+    """Weight [K, C] and bias [K] for raw features, the chosen penalty, and each tried one's held-out cross-entropy.
 
     Targets are distributions over K classes; a row of zeros does not count. Samples of one group, such as the patches
     of an image, are held out together. Features are standardised for the fit and the scale folded into the weight.
@@ -43,16 +44,19 @@ def fit_linear_head(
     standard = (features - mean) / scale
     held_out = torch.unique(torch.tensor(groups), return_inverse=True)[1] % HELD_OUT == 0
     start = torch.zeros(targets.shape[1], features.shape[1]), torch.zeros(targets.shape[1])
-    path, losses = {}, {}
+    path: dict[float, Head] = {}
+    losses: dict[float, float] = {}
     for penalty in PENALTIES:
         path[penalty] = start = _minimise(standard[~held_out], targets[~held_out], penalty, start)
         losses[penalty] = float(_loss(standard[held_out], targets[held_out], *start))
+        if losses[penalty] > min(losses.values()):
+            break
     penalty = min(losses, key=losses.__getitem__)
     weight, bias = _minimise(standard, targets, penalty, path[penalty])
     weight = weight / scale
     return {
         "weight": weight, "bias": bias - weight @ mean, "penalty": torch.tensor(penalty),
-        "held_out_losses": torch.tensor([losses[each] for each in PENALTIES]),
+        "held_out_losses": torch.tensor(list(losses.values())),
     }  # fmt: skip
 
 
