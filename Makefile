@@ -42,8 +42,9 @@ wheel: setup  ## build the wheel and run a job from it in a fresh venv in an emp
 bench: setup  ## the harness's own speed, side by side; writes results/bench/
 	$(BIN)/python -m fnabench.bench.harness
 
-bench-fna: setup  ## FNA as published and refined: fidelity, sinks, speed (an hour on a CPU); writes results/bench/
+bench-fna: setup  ## FNA as published and refined: speed, fidelity, sinks (most of an hour); writes results/bench/
 	$(BIN)/python -m fnabench.bench.fna
+	$(BIN)/python -m fnabench.bench.fidelity
 
 bench-gpu:  ## test, profile and time the kernels on an NVIDIA GPU, offline; writes results/bench/gpu.{json,md}
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m fnabench.bench.gpu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,8 +12,11 @@ from builders import attention_inputs, softmax_attention
 
 from fnabench.attention.fna import Fna
 from fnabench.attention.fna_refined import FnaRefined
-from fnabench.bench.fna import ABLATION, OFFICIAL, plant, random_inputs
+from fnabench.attention.selection import Selection
+from fnabench.bench.fidelity import ABLATION, OFFICIAL
+from fnabench.bench.inputs import core_arm, random_inputs
 from fnabench.bench.report import Table, write
+from fnabench.bench.sinks import plant
 
 
 @pytest.mark.parametrize("mass", [0.3, 0.6, 0.9])
@@ -27,10 +31,16 @@ def test_a_planted_sink_takes_its_share_in_every_head(mass: float) -> None:
 
 
 def test_the_ablation_begins_with_the_published_form_and_ends_with_the_default() -> None:
-    inputs = random_inputs(100, 0)
+    (inputs,) = random_inputs(100, num_layers=1)
     official, fna = (core(replace(inputs, memo={})) for core in (FnaRefined(**OFFICIAL), Fna()))
     torch.testing.assert_close(official, fna, atol=1e-5, rtol=1e-5)
     assert FnaRefined() in [FnaRefined(**options) for options in ABLATION.values()]  # type: ignore[arg-type]
+
+
+def test_the_layers_of_a_forward_choose_their_landmarks_once() -> None:
+    with patch.object(Selection, "choose", autospec=True, side_effect=Selection.choose) as choose:
+        core_arm(FnaRefined(), random_inputs(100, num_layers=3)).run()
+    assert choose.call_count == 1
 
 
 def test_tables_stand_in_both_files(tmp_path) -> None:

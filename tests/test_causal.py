@@ -115,6 +115,12 @@ def test_cells_are_chosen_once_a_forward():
     assert not torch.equal(choose_cells(later, Selection(num_landmarks=12, features="q")).order, chosen.order)
 
 
+def test_a_guaranteed_sink_has_a_cell_of_its_own_in_each_block():
+    cells = choose_cells(inputs(), Selection(num_landmarks=20, features="q", num_sinks=2))
+    assert cells.size.shape[1] > 3
+    assert (cells.size[:, :2] == 1).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_output_has_the_dtype_of_v_and_is_finite(dtype):
     output = FNA(padded(inputs(dtype=dtype), 20))

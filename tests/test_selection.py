@@ -13,14 +13,14 @@ from fnabench.attention.cells import gather_cells, nearest_landmark
 from fnabench.attention.fna import Fna
 from fnabench.attention.fna_refined import FnaRefined
 from fnabench.attention.landmarks import Landmarks
-from fnabench.attention.selection import FEATURES, METHODS, Selection, features_of, likely_sinks
+from fnabench.attention.selection import FEATURES, METHODS, Selection, likely_sinks
 from fnabench.errors import BadInputError, ImpossibleError
 from fnabench.macs import count_macs
 
 
 def choose(inputs: AttentionInputs, num_landmarks: int = 9, **options: object) -> Landmarks:
     selection = Selection(num_landmarks=num_landmarks, **options)  # type: ignore[arg-type]
-    return selection.choose(inputs, features_of(inputs, selection.features), inputs.key_mask())
+    return selection.choose(inputs, selection.points(inputs), inputs.key_mask())
 
 
 def one_image(inputs: AttentionInputs, image: int) -> AttentionInputs:
@@ -158,12 +158,33 @@ def test_random_pivots_explain_a_kernel_better_than_random_tokens() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("num_sinks", [0, 2])
-def test_its_macs_are_those_that_a_counter_sees(method: str, num_sinks: int) -> None:
+@pytest.mark.parametrize("sketch", [0, 10])
+def test_its_macs_are_those_that_a_counter_sees(method: str, num_sinks: int, sketch: int) -> None:
     inputs = attention_inputs(tokens=41)
-    selection = Selection(num_landmarks=9, method=method, num_sinks=num_sinks)
+    selection = Selection(num_landmarks=9, features="input", method=method, num_sinks=num_sinks, sketch=sketch)
     given = on_meta(inputs)
-    counted = count_macs(lambda: selection.choose(given, features_of(given, "input"), None))
+    counted = count_macs(lambda: selection.choose(given, selection.points(given), None))
     assert selection.macs(shape_of(inputs)) == counted
+
+
+# Sketches
+
+
+def test_a_sketch_keeps_distances_up_to_one_factor() -> None:
+    inputs = attention_inputs(heads=12, head_dim=64, tokens=50)
+    full, sketch = (torch.cdist(*[Selection(num_landmarks=9, sketch=width).points(inputs)[0]] * 2) for width in (0, 64))
+    ratio = sketch[full > 0] / full[full > 0]
+    assert float(ratio.std() / ratio.mean()) < 1.5 / 128**0.5  # a chi distribution's
+    assert float(ratio.mean()) == pytest.approx((64 / 768) ** 0.5, rel=0.02)
+
+
+def test_a_sketch_is_always_the_same_and_leaves_narrower_features_alone() -> None:
+    inputs = attention_inputs(heads=2, head_dim=8)
+    narrow, wide = Selection(num_landmarks=9, sketch=10), Selection(num_landmarks=9, sketch=16)
+    assert torch.equal(narrow.points(inputs), narrow.points(replace(inputs, memo={})))
+    assert narrow.points(inputs).shape[-1] == narrow.num_features(shape_of(inputs)) == 10
+    assert torch.equal(wide.points(inputs), inputs.x)
+    assert wide.num_features(shape_of(inputs)) == 16
 
 
 # Sinks

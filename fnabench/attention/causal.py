@@ -14,7 +14,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from fnabench.attention.base import AttentionInputs, AttentionShape
 from fnabench.attention.cells import Cells, gather_cells, nearest_landmark
-from fnabench.attention.selection import Selection, features_of, num_features
+from fnabench.attention.selection import Selection
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -53,10 +53,10 @@ def choose_cells(inputs: AttentionInputs, selection: Selection) -> Cells:
     q, k, v = (_blocks(each, size).flatten(0, 1) for each in (inputs.q, inputs.k, inputs.v))
     x = pad(inputs.x, (0, 0, 0, missing)).reshape(-1, size, inputs.x.shape[-1])
     blocks = replace(inputs, q=q, k=k, v=v, x=x, num_prefix=0, mask=None, is_causal=False)
-    features = features_of(blocks, selection.features)
-    local = replace(selection, num_landmarks=count, num_sinks=min(count, selection.num_sinks))
+    local = replace(selection, num_landmarks=count, num_sinks=min(count - 1, selection.num_sinks))
+    features = local.points(blocks)
     landmarks = local.choose(blocks, features, present)
-    return gather_cells(nearest_landmark(features, landmarks, 0), count, present)
+    return gather_cells(nearest_landmark(features, landmarks, local.num_sinks), count, present)
 
 
 def causal_attention(
@@ -113,7 +113,7 @@ def macs_of_causal(shape: AttentionShape, selection: Selection, num_layers: int)
     num_blocks = -(-shape.num_tokens // size)
     products = 2 * num_blocks * size * (num_blocks * cells + size) * shape.num_heads * shape.head_dim
     block = replace(shape, num_tokens=size)
-    nearest = size * cells * num_features(shape, selection.features)
+    nearest = size * cells * selection.num_features(shape)
     choice = num_blocks * (replace(selection, num_landmarks=cells).macs(block) + nearest)
     return num_layers * products + (1 if selection.resample == "forward" else num_layers) * choice
 

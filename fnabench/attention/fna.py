@@ -17,7 +17,7 @@ from fnabench.attention.base import Attention, AttentionInputs, AttentionShape
 from fnabench.attention.causal import attend_causally, macs_of_causal
 from fnabench.attention.inverse import INVERSES, effective_values, macs_of_inverse
 from fnabench.attention.landmarks import Landmarks
-from fnabench.attention.selection import Selection, features_of, one_head_each
+from fnabench.attention.selection import Selection, one_head_each
 from fnabench.errors import one_of
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Fna(Attention):
 
     num_landmarks: int = 64
     features: str = "q"
+    sketch: int = 0
     method: str = "fps"
     num_refinements: int = 2
     resample: str = "forward"
@@ -68,7 +69,7 @@ class Fna(Attention):
         landmarks = inputs.memo.get("landmarks")
         if landmarks is None or self.resample == "layer":
             selection = Selection.of(self, self.num_landmarks)
-            landmarks = selection.choose(inputs, features_of(inputs, self.features), allowed)
+            landmarks = selection.choose(inputs, selection.points(inputs), allowed)
             inputs.memo["landmarks"] = landmarks
         elif allowed is not None:  # this layer's mask need not be the one that the landmarks were chosen under
             landmarks = replace(landmarks, valid=allowed.gather(1, landmarks.index))

@@ -19,7 +19,7 @@ from fnabench.attention.causal import attend_causally, macs_of_causal
 from fnabench.attention.cells import Cells, gather_cells, nearest_landmark
 from fnabench.attention.inverse import INVERSES, effective_values, macs_of_inverse
 from fnabench.attention.landmarks import Landmarks
-from fnabench.attention.selection import Selection, features_of, num_features, one_head_each
+from fnabench.attention.selection import Selection, one_head_each
 from fnabench.errors import BadInputError, ImpossibleError, one_of
 from fnabench.kernels.refined_attention import refined_attention as fused_attention
 
@@ -42,16 +42,18 @@ class FnaRefined(Attention):
     log n gives a cell the attention mass of all its tokens; the ridge bounds what an ill-conditioned A' can do.
 
     Cost a head: 4 N M D MACs for the two fused products, M^3 for the solve; once a forward 2 N M F for selection and
-    cells, and N C additions a layer for the means. Memory is that of fused attention. Limits: the attention inside a
-    cell is taken as flat, so a token that takes much of the mass must be alone in its own, as prefix tokens and
-    guaranteed sinks are; below about 4 M + 200 tokens exact attention is faster; the first two or three blocks of a
-    vision transformer attend too locally for it. Under a causal mask, where the solve would show a token the future, it
-    is `causal_attention` instead, without scatter, inverse or over.
+    cells and N C F for their features, F of the C channels' sketch, and N C additions a layer for the means. Memory is
+    that of fused attention. Limits: the attention inside a cell is taken as flat, so a token that takes much of the
+    mass must be alone in its own, as prefix tokens and guaranteed sinks are; below about 4 M + 200 tokens exact
+    attention is faster; the first two or three blocks of a vision transformer attend too locally for it. Under a
+    causal mask, where the solve would show a token the future, it is `causal_attention` instead, without scatter,
+    inverse or over.
     """
 
     num_landmarks: int = 64
     """M, the number of cells, prefix tokens and guaranteed sinks included."""
     features: str = "input"
+    sketch: int = 64
     method: str = "fps"
     num_refinements: int = 2
     resample: str = "forward"
@@ -130,8 +132,8 @@ class FnaRefined(Attention):
         """The query landmarks, and what the keys stand for; chosen now, or by an earlier layer of this forward."""
         memo, is_new = inputs.memo, "landmarks" not in inputs.memo or self.resample == "layer"
         if is_new:
-            features = features_of(inputs, self.features)
             selection = Selection.of(self, self.over * self.num_landmarks)
+            features = selection.points(inputs)
             memo["landmarks"] = selection.choose(inputs, features, allowed)
             if self.cells:
                 own = memo["landmarks"].first(self.num_landmarks)
@@ -154,8 +156,8 @@ class FnaRefined(Attention):
             return macs_of_causal(shape, Selection.of(self, m), num_layers)
         products = 2 * n * (rows + m) * d + rows * m * d * (2 if self.cells else 1)
         head = products + macs_of_inverse(self.inverse, m, d, self.num_iterations, rows)
-        partition = n * m * num_features(shape, self.features) if self.cells else 0
-        selection = Selection.of(self, rows).macs(shape) + partition
+        choice = Selection.of(self, rows)
+        selection = choice.macs(shape) + (n * m * choice.num_features(shape) if self.cells else 0)
         num_selections = 1 if self.resample == "forward" else num_layers
         return num_layers * shape.num_heads * head + num_selections * selection
 

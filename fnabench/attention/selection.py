@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -36,6 +37,9 @@ class Selection:
     num_landmarks: int
     features: str = "input"
     """The block's "input" before its LayerNorm, the head mean of "q" or "k", or "qk_concat", all heads side by side."""
+    sketch: int = 0
+    """Wider features are projected to so many random dimensions, which keeps distances (Johnson and Lindenstrauss,
+    1984) to about a part in sqrt(sketch); 0: never."""
     method: str = "fps"
     num_refinements: int = 2
     """Of method="kmeans"."""
@@ -52,7 +56,7 @@ class Selection:
     def __post_init__(self) -> None:
         if self.num_landmarks < 1:
             raise BadInputError(f"num_landmarks={self.num_landmarks} must be at least 1")
-        for name in ("num_refinements", "num_sinks"):
+        for name in ("num_refinements", "num_sinks", "sketch"):
             if getattr(self, name) < 0:
                 raise BadInputError(f"{name}={getattr(self, name)} must be at least 0")
         for name, allowed in (
@@ -81,10 +85,27 @@ class Selection:
         """The selection that a variant's own settings of the same names describe."""
         return cls(num_landmarks=num_landmarks, **{name: getattr(variant, name) for name in _SHARED})
 
+    def points(self, inputs: AttentionInputs) -> Float[Tensor, "B N F"]:
+        """One vector a token, whose distances decide."""
+        features = features_of(inputs, self.features)
+        if not 0 < self.sketch < features.shape[-1]:
+            return features
+        return features @ _projection(features.shape[-1], self.sketch, features.device)
+
+    def num_features(self, shape: AttentionShape) -> int:
+        """Width of `points`."""
+        return self._widths(shape)[1]
+
+    def _widths(self, shape: AttentionShape) -> tuple[int, int]:
+        """Of the features, and of what is left of them."""
+        full = {"input": shape.num_channels, "qk_concat": 2 * shape.num_heads * shape.head_dim}
+        width = full.get(self.features, shape.head_dim)
+        return width, min(width, self.sketch or width)
+
     def choose(
         self, inputs: AttentionInputs, features: Float[Tensor, "B N F"], allowed: Bool[Tensor, "B N"] | None
     ) -> Landmarks:
-        """The landmarks of these inputs, of which `features_of` gives the features."""
+        """The landmarks of these inputs, of which `points` gives the features."""
         m, num_prefix = self.num_landmarks, inputs.num_prefix
         sinks = likely_sinks(inputs, self.num_sinks, self.sinks_by, allowed) if self.num_sinks else None
         if self.method in ("grid", "random"):
@@ -102,11 +123,12 @@ class Selection:
 
     def macs(self, shape: AttentionShape) -> int:
         """Multiply-accumulates of one selection for one image."""
-        n, m, width = shape.num_tokens, self.num_landmarks, num_features(shape, self.features)
+        n, m, (full, width) = shape.num_tokens, self.num_landmarks, self._widths(shape)
         products = {"grid": 0, "random": 0, "fps": 1, "rpcholesky": 1, "kmeans": 1 + 2 * self.num_refinements}
         pivots = n * m * (m - 1) // 2 if self.method == "rpcholesky" else 0
         sinks = n * shape.num_heads * shape.head_dim if self.num_sinks and self.sinks_by == "mass" else 0
-        return products[self.method] * n * m * width + pivots + sinks
+        projection = n * full * width if width < full else 0
+        return products[self.method] * n * m * width + pivots + sinks + projection
 
 
 _SHARED = tuple(field.name for field in fields(Selection) if field.name != "num_landmarks")
@@ -122,10 +144,13 @@ def features_of(inputs: AttentionInputs, features: str) -> Float[Tensor, "B N F"
     return torch.cat([tokens.transpose(1, 2).flatten(2).float() for tokens in (inputs.q, inputs.k)], -1)
 
 
-def num_features(shape: AttentionShape, features: str) -> int:
-    """Width of `features_of`."""
-    width = {"input": shape.num_channels, "qk_concat": 2 * shape.num_heads * shape.head_dim}
-    return width.get(features, shape.head_dim)
+@cache
+def _projection(width: int, sketch: int, device: torch.device) -> Float[Tensor, "F sketch"]:
+    """Orthonormal directions, always the same ones."""
+    drawn = torch.randn(width, sketch, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(False):  # kept for callers in and out of it
+        directions: Tensor = torch.linalg.qr(drawn)[0]
+        return directions.to(device)
 
 
 def likely_sinks(

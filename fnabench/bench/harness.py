@@ -21,18 +21,18 @@ from hydra.utils import get_class
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from fnabench.attention.base import Attention, AttentionInputs
+from fnabench.attention.base import Attention
 from fnabench.attention.exact import Exact
 from fnabench.attention.fna import Fna
+from fnabench.bench.inputs import CPU, core_arm, random_inputs, to_tensor
 from fnabench.bench.report import Row, compare_arms, write
-from fnabench.cost import attach_alone, run_cores
+from fnabench.cost import attach_alone
 from fnabench.data.base import Sample, Source
 from fnabench.loader import Loader
 from fnabench.models.timm_vit import TimmBackbone
 from fnabench.progress import stderr, steps
 from fnabench.timing import Arm, interleave
 
-CPU = torch.device("cpu")
 NUM_IMAGES = 16
 
 
@@ -76,14 +76,14 @@ def main() -> None:
 
 def accuracy_pass() -> Iterator[Row]:
     """The harness's accuracy pass beside a bare loop over the same transformed images."""
-    backbone = TimmBackbone(timm.create_model("vit_tiny_patch16_224").eval(), _transform)
+    backbone = TimmBackbone(timm.create_model("vit_tiny_patch16_224").eval(), to_tensor)
     source = Noise(num_images=NUM_IMAGES, edge=224)
     task = get_class("fnabench.tasks.classification.Classification")()
 
     def harness() -> None:
         with steps("harness", NUM_IMAGES) as advance:
             loader = Loader(
-                source=source, transform=_transform, batch_size=NUM_IMAGES, num_workers=0, device=CPU,
+                source=source, transform=to_tensor, batch_size=NUM_IMAGES, num_workers=0, device=CPU,
                 dtype=torch.float32, on_batch=advance,
             )  # fmt: skip
             task.evaluate(backbone, loader, {})
@@ -103,7 +103,7 @@ def accuracy_pass() -> Iterator[Row]:
 def seam() -> Iterator[Row]:
     """Exact attention through the seam beside the untouched model, end to end."""
     for edge, num_rounds in ((224, 200), (384, 80)):
-        backbone = TimmBackbone(timm.create_model("vit_tiny_patch16_224", img_size=edge).eval(), _transform)
+        backbone = TimmBackbone(timm.create_model("vit_tiny_patch16_224", img_size=edge).eval(), to_tensor)
         image = torch.rand(1, 3, edge, edge)
         every = list(backbone.layers)
         run = partial(backbone.classify, image)
@@ -119,8 +119,8 @@ def attention_operation() -> Iterator[Row]:
     """Fused exact attention beside FNA: 12 heads of width 64, fp32, one image, 64 landmarks."""
     for num_tokens, num_rounds, goal in ((197, 60, ""), (577, 30, ""), (1025, 20, ""), (4097, 6, "at least 12")):
         for num_layers in (1, 6):
-            captured = [_inputs(num_tokens, layer) for layer in range(num_layers)]
-            arms = {name: _arm(partial(run_cores, core, captured)) for name, core in _variants().items()}
+            captured = random_inputs(num_tokens, num_layers)
+            arms = {name: core_arm(core, captured) for name, core in _variants().items()}
             timings = interleave(arms, num_rounds, CPU)
             what = f"attention, N={num_tokens}, {num_layers} layer{'s' if num_layers > 1 else ''} a selection"
             for arm in ("fna, q", "fna, input"):
@@ -132,20 +132,8 @@ def _variants() -> dict[str, Attention]:
     return {"exact": Exact(), "fna, q": Fna(features="q"), "fna, input": Fna(features="input")}
 
 
-def _inputs(num_tokens: int, layer: int) -> AttentionInputs:
-    """Random projections, laid out as timm's fused qkv gives them."""
-    generator = torch.Generator().manual_seed(layer)
-    qkv = torch.randn(1, num_tokens, 3, 12, 64, generator=generator).permute(2, 0, 3, 1, 4)
-    x = torch.randn(1, num_tokens, 768, generator=generator)
-    return AttentionInputs(q=qkv[0], k=qkv[1], v=qkv[2], x=x, layer=layer, scale=0.125, num_prefix=1)
-
-
 def _arm(run: Callable[[], object]) -> Arm:
     return Arm(prepare=lambda: None, run=run)
-
-
-def _transform(image: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
 class _Pairs(Dataset[tuple[torch.Tensor, int]]):
@@ -158,7 +146,7 @@ class _Pairs(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         sample = self.source[index]
         assert sample.image is not None
-        return _transform(sample.image), index
+        return to_tensor(sample.image), index
 
 
 if __name__ == "__main__":

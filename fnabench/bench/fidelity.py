@@ -1,0 +1,191 @@
+"""How near both FNA forms stay to exact attention: `python -m fnabench.bench.fidelity [folder] [number of images]`.
+
+On the real ViT-Ti of conf/model/vit_tiny.yaml with images of conf/data/imagenet_sample.yaml, by task=fidelity: every
+ingredient of the refined form, both forms at several sizes and numbers of landmarks, and how few landmarks suffice.
+Planted sinks: that model's attention inputs, with one patch made to take a given share of the attention.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
+
+from fnabench.attention.base import Attention, AttentionInputs
+from fnabench.attention.exact import Exact
+from fnabench.attention.fna import Fna
+from fnabench.attention.fna_refined import FnaRefined
+from fnabench.bench.inputs import CPU, core_arm, random_inputs
+from fnabench.bench.report import Table, compare_arms, write
+from fnabench.bench.sinks import planted_sinks
+from fnabench.cost import attach_alone, capture_inputs
+from fnabench.data.base import Source
+from fnabench.loader import Loader
+from fnabench.models.base import Backbone
+from fnabench.progress import stderr
+from fnabench.scores import SampleScores, Scores
+from fnabench.statistics import compare, estimate
+from fnabench.timing import interleave
+
+CONF = Path(__file__).parents[2] / "conf"
+NUM_IMAGES = 500
+OFFICIAL = {
+    "scatter": False, "inverse": "newton_schulz", "cells": False, "features": "q", "num_sinks": 0, "sketch": 0,
+}  # fmt: skip
+ABLATION: Mapping[str, dict[str, object]] = {
+    "official": OFFICIAL,
+    "+ scatter": OFFICIAL | {"scatter": True},
+    "+ ridge": OFFICIAL | {"scatter": True, "inverse": "ridge"},
+    "+ cells": {"features": "q", "num_sinks": 0, "sketch": 0},
+    "+ input as features": {"num_sinks": 0, "sketch": 0},
+    "+ two sinks": {"sketch": 0},
+    "+ sketch (default)": {},
+    "+ over": {"over": 2},
+    "default, landmarks by k-means": {"method": "kmeans", "num_refinements": 1},
+}
+"""From the published form to the refined one, an ingredient at a time."""
+TARGET_KL = 1e-2
+
+
+def main() -> None:
+    """Run all of it and write results/bench/fidelity.{json,md}."""
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "results/bench")
+    num_images = int(sys.argv[2]) if len(sys.argv) > 2 else NUM_IMAGES
+    torch.set_num_threads(1)
+    tables = []
+    with torch.inference_mode():
+        for table in (*budgets(num_images), planted_sinks(real_inputs()), ablation(num_images)):
+            stderr.print(table.text())
+            tables.append(table)
+    path = write(folder, "fidelity", "FNA as published and refined, beside exact attention", [], CPU, tables)
+    print(path.read_text(encoding="utf-8"))
+
+
+class Fidelity(NamedTuple):
+    """One variant on the real model."""
+
+    kl: float
+    attention_error: float
+    agreement: float
+    top1: float
+    top1_difference: str
+    """To exact attention on the same images, in points, with its 95 % interval."""
+
+
+COLUMNS = ("KL", "attention error", "agreement %", "top-1 %", "top-1 less exact's [95 %]")
+
+
+def ablation(num_images: int) -> Table:
+    """The ladder of ingredients at 384 px, M=64, blocks 6..11."""
+    lines = [(name, *fidelity(FnaRefined(**options), 384, num_images)) for name, options in ABLATION.items()]  # type: ignore[arg-type]
+    return Table(title=f"Ablation: ViT-Ti, 384 px, M=64, blocks 6..11, {num_images} images", columns=("form", *COLUMNS),
+                 lines=lines)  # fmt: skip
+
+
+def budgets(num_images: int) -> Iterator[Table]:
+    """Both forms with their default settings at other numbers of landmarks and sizes, and deeper into the model."""
+    lines: list[tuple[object, ...]] = []
+    for edge, m, layers in ((384, 32, "6:"), (384, 64, "6:"), (384, 128, "6:"), (512, 128, "6:"), (384, 128, "3:")):
+        measured = {
+            name: fidelity(core, edge, num_images, layers)
+            for name, core in (("fna", Fna(num_landmarks=m)), ("fna_refined", FnaRefined(num_landmarks=m)))
+        }
+        theirs, ours = measured["fna"], measured["fna_refined"]
+        kl, error = ours.kl / theirs.kl, ours.attention_error / theirs.attention_error
+        lines += [(f"{edge} px, M={m}, blocks {layers} {name}", *values) for name, values in measured.items()]
+        lines.append((f"{edge} px, M={m}, blocks {layers} refined / fna", kl, error, "", "", ""))
+    yield Table(title=f"Both forms, {num_images} images", columns=("form", *COLUMNS), lines=lines)
+    yield equal_fidelity(min(num_images, 100))
+
+
+def equal_fidelity(num_images: int) -> Table:
+    """The fewest landmarks that reach the target KL, and what they take."""
+    reached: dict[str, Attention] = {}
+    lines: list[tuple[object, ...]] = []
+    tried: dict[str, list[Fna | FnaRefined]] = {
+        "fna": [Fna(num_landmarks=m) for m in (64, 96, 128, 192, 256)],
+        "fna_refined": [FnaRefined(num_landmarks=m) for m in (8, 16, 24, 32, 48)],
+    }
+    for name, cores in tried.items():
+        for core in cores:
+            kl = fidelity(core, 384, num_images).kl
+            lines.append((name, core.num_landmarks, kl, ""))
+            reached[name] = core
+            if kl <= TARGET_KL:
+                break
+    captured = random_inputs(577, num_layers=6)
+    arms = {name: core_arm(core, captured) for name, core in reached.items()}
+    row = compare_arms("", interleave(arms, 20, CPU), "fna", "fna_refined")
+    lines.append(("time of the last fna / the last fna_refined", "", "", f"{row.ratio}"))
+    title = f"Fewest landmarks for KL <= {TARGET_KL}: ViT-Ti, 384 px, blocks 6..11, {num_images} images"
+    return Table(title=title, columns=("form", "M", "KL", "attention time, 12 heads"), lines=lines)
+
+
+def fidelity(core: Attention, edge: int, num_images: int, layers: str = "6:") -> Fidelity:
+    """How near one variant stays to exact attention."""
+    source = images(num_images)
+    scores, exact = (_scores(each, edge, num_images, layers) for each in (core, Exact()))
+    correct = _correct(scores, source)
+    difference = compare(correct, _correct(exact, source)).difference.times(100)
+    metrics = {name: estimate(each).value for name, each in scores.metrics.items()}
+    stderr.print(f"{edge} px, blocks {layers}: KL {metrics['kl']:.5f} of {core}")
+    return Fidelity(
+        kl=metrics["kl"],
+        attention_error=metrics["attention_error"],
+        agreement=100 * metrics["top1_agreement"],
+        top1=100 * correct.value,
+        top1_difference=f"{difference:.2f}",
+    )
+
+
+@cache
+def _scores(core: Attention, edge: int, num_images: int, layers: str) -> Scores:
+    made = backbone(edge)
+    attach_alone(made, core, list(made.layers.select(layers)))
+    task = get_class("fnabench.tasks.fidelity.Fidelity")()
+    scores: Scores = task.evaluate(made, _loader(made, images(num_images)), {})
+    return scores
+
+
+def _correct(scores: Scores, source: Source) -> SampleScores:
+    kl = scores.metrics["kl"]
+    assert kl.predictions is not None
+    labels = [str(source[index].label) for index in range(len(source))]
+    return SampleScores.mean_of((kl.predictions[:, 0] == labels).astype(np.float64), kl.ids)
+
+
+@cache
+def backbone(edge: int) -> Backbone:
+    """The model of conf/model/vit_tiny.yaml at this size."""
+    config = OmegaConf.load(CONF / "model" / "vit_tiny.yaml")
+    made: Backbone = instantiate(config, image_size=edge, _convert_="all").load(CPU, torch.float32)
+    return made
+
+
+@cache
+def images(num_images: int) -> Source:
+    """So many images of conf/data/imagenet_sample.yaml."""
+    source: Source = instantiate(OmegaConf.load(CONF / "data" / "imagenet_sample.yaml"), limit=num_images)
+    return source
+
+
+def _loader(made: Backbone, source: Source) -> Loader:
+    return Loader(source=source, transform=made.transform, batch_size=8, num_workers=0, device=CPU, dtype=torch.float32)
+
+
+def real_inputs() -> list[AttentionInputs]:
+    """Of blocks 6..11 at 384 px, for eight images."""
+    made = backbone(384)
+    batch = _loader(made, images(8)).first(8)
+    return capture_inputs(made, made.layers.select("6:"), lambda model, given: model.encode_image(given.images), batch)
+
+
+if __name__ == "__main__":
+    main()
