@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fnabench.data.base import Sample, Source
 from fnabench.errors import BadInputError, FnabenchError
+from fnabench.tiles import Images, stack
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
     from PIL import Image
-    from torch import Tensor
 
-    Transform = Callable[[Image.Image], Tensor]
+    Transform = Callable[[Image.Image], Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
     """Images ready for the model, and what the data set knows about them."""
 
-    images: Float[Tensor, "B 3 height width"]
+    images: Any
+    """One tensor [B, 3, height, width], or Tiles."""
     samples: tuple[Sample, ...]
     """Without their images."""
 
@@ -71,7 +71,7 @@ class Loader:
         return Batch(images=images.to(self.device, self.dtype), samples=samples)
 
 
-_Item = tuple["Tensor", Sample] | FnabenchError
+_Item = tuple[Images, Sample] | FnabenchError
 
 
 class _Transformed(Dataset[_Item]):
@@ -93,9 +93,9 @@ class _Transformed(Dataset[_Item]):
             return error
 
 
-def _collate(items: Sequence[_Item]) -> tuple[Tensor, tuple[Sample, ...]] | FnabenchError:
+def _collate(items: Sequence[_Item]) -> tuple[Images, tuple[Sample, ...]] | FnabenchError:
     for item in items:
         if isinstance(item, FnabenchError):
             return item
     images, samples = zip(*items, strict=True)  # type: ignore[arg-type]
-    return torch.stack(images), samples
+    return stack(images), samples

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from fnabench.contract import Task
 from fnabench.data.base import Question
@@ -15,6 +14,7 @@ from fnabench.errors import one_of
 from fnabench.loader import Batch, Loader
 from fnabench.models.base import Backbone
 from fnabench.scores import SampleScores, Scores
+from fnabench.tiles import blank
 from fnabench.vqa_answers import NORMALISATIONS, normalised, vqa_accuracy
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Vqa(Task):
         answers: list[str] = []
         clusters: list[str] = []
         for batch in loader:
-            images = torch.zeros_like(batch.images) if self.blind else batch.images
+            images = blank(batch.images) if self.blind else batch.images
             said = backbone.generate(images, [[self.prompt(q) for q in sample.questions] for sample in batch.samples])
             for sample, replies in zip(batch.samples, said, strict=True):
                 answers += replies

@@ -47,7 +47,11 @@ FOUND = {  # layers, tokens at the size of the yaml, heads, prefix tokens, class
     "siglip_b16": (12, 196, 12, 0, 0), "siglip_so400m": (27, 729, 16, 0, 0), "vit_base": (12, 197, 12, 1, 1000),
     "vit_large": (24, 197, 16, 1, 1000), "vit_small": (12, 197, 6, 1, 1000),
 }  # fmt: skip
-HUB = [path.stem for path in sorted(CONF.glob("*.yaml")) if "checkpoint: hf-hub:" in path.read_text()]
+HUB = [
+    path.stem
+    for path in sorted(CONF.glob("*.yaml"))
+    if "checkpoint: hf-hub:" in path.read_text() and "HfLlava" not in path.read_text()
+]
 
 
 def configured(name: str, **changes: object) -> Any:
