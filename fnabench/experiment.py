@@ -53,7 +53,7 @@ class Experiment:
         }
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         as_written: Any = OmegaConf.to_container(cfg, resolve=False)
-        for part in ("data", "model"):  # a record tells no folder of the machine that the user did not type
+        for part in ("task", "data", "model"):  # a record tells no folder of the machine that the user did not type
             written = as_written[part]
             config[part] |= {name: written[name] for name in locations(parts[part]) if name in written}
         attention, device = parts["attention"], choose_device(cfg.device)
@@ -124,7 +124,7 @@ class Experiment:
     def identity(self) -> dict[str, Any]:
         """Everything that changes the result."""
         return {
-            "task": settings(self.task),
+            "task": settings(self.task) | ({"weights": weights} if (weights := self.task.weights_hash()) else {}),
             "data": self.source.fingerprint(),
             "fitted_on": self.training_split.fingerprint() if self.training_split else None,
             "model": settings(self.model) | {"weights": self.model.weights_hash()},

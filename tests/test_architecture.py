@@ -43,7 +43,7 @@ LAYERS = (
         "models.preprocessing",
     ),
     ("models.*",),
-    ("contract", "cost", "surgery"),
+    ("contract", "cost", "surgery", "asking", "bertscore"),
     ("tasks.*",),
     ("record",),
     ("store", "references"),

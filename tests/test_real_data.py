@@ -175,6 +175,19 @@ def textvqa(root: Path) -> dict[str, object]:
     return {"num_images": 2, "num_questions": 5}
 
 
+def llava_bench_coco(root: Path) -> dict[str, object]:
+    asked, answered = [], []
+    for number in range(9):
+        image = f"{(441147, 42, 7)[number // 3]:012d}.jpg"
+        write_image(root / "val2014" / f"COCO_val2014_{image}", number // 3)
+        kind = ("conv", "detail", "complex")[number % 3]
+        asked.append({"image": image, "text": f"question {number}?", "category": kind, "question_id": number})
+        answered.append({"question_id": number, "text": f"A long answer, {number}.", "answer_id": f"a{number}"})
+    for name, rows in (("qa90_questions", asked), ("qa90_gpt4_answer", answered[::-1])):
+        (root / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return {"num_images": 3, "num_questions": 9}
+
+
 def write_parquet(path: Path, columns: dict[str, list[object]], features: dict[str, object]) -> None:
     import datasets
 
@@ -228,11 +241,12 @@ LAYOUTS = {
     "imagenet": imagenet, "imagenet_v2": imagenet_v2, "imagenet_hub": imagenet_hub, "coco_karpathy": coco_karpathy,
     "coco_val2017": coco_val2017, "flickr30k": flickr30k, "ade20k": ade20k, "voc2012": voc2012,
     "vqav2_val": vqav2_val, "textvqa": textvqa, "scienceqa": scienceqa,
+    "llava_bench_coco": llava_bench_coco,
 }  # fmt: skip
 PROVIDES = {
     "imagenet": "label", "imagenet_v2": "label", "imagenet_hub": "label", "coco_karpathy": "captions",
     "coco_val2017": "captions", "flickr30k": "captions", "ade20k": "mask", "voc2012": "mask", "vqav2_val": "questions",
-    "textvqa": "questions", "scienceqa": "questions",
+    "textvqa": "questions", "scienceqa": "questions", "llava_bench_coco": "open_questions",
 }  # fmt: skip
 
 
@@ -263,7 +277,8 @@ def test_a_small_copy_is_read_whole(name: str, tmp_path: Path) -> None:
         assert (sample.image.mode, sample.image.size) == ("RGB", SIZE)
         filled = {
             "label": sample.label is not None, "captions": bool(sample.captions), "mask": sample.mask is not None,
-            "questions": bool(sample.questions),
+            "questions": any(len(question.answers) == 10 for question in sample.questions),
+            "open_questions": any(len(question.answers) == 1 for question in sample.questions),
         }  # fmt: skip
         assert {what for what, is_filled in filled.items() if is_filled} == {PROVIDES[name]}
     assert source.fingerprint() == configured(name, tmp_path / "data", **counts(source)).fingerprint()
@@ -291,7 +306,7 @@ def test_another_number_of_samples_is_refused(name: str, tmp_path: Path) -> None
     source = copy_of(name, tmp_path / "data")
     official = OmegaConf.load(CONF / f"{name}.yaml")
     for what, number in counts(source).items():
-        assert official[what] > 100 or what == "num_classes", f"{name} does not guard {what}"
+        assert official[what] >= 30 or what == "num_classes", f"{name} does not guard {what}"
         if what != "num_classes":
             assert number is not None
             with pytest.raises(BadInputError, match=r"has \d+ .*, here are \d+; complete the data"):
@@ -485,6 +500,28 @@ def test_scienceqa_keeps_the_questions_with_an_image_and_asks_for_a_letter(tmp_p
     (question,) = source[1].questions
     assert vqa_accuracy("A", question.answers, "big_vision") == 1
     assert vqa_accuracy("B", question.answers, "big_vision") == 0
+
+
+def test_llava_bench_gives_each_question_the_one_answer_of_its_id(tmp_path: Path) -> None:
+    first = copy_of("llava_bench_coco", tmp_path)[0]
+    assert first.id == "COCO_val2014_000000441147.jpg"
+    assert [question.kind for question in first.questions] == ["conv", "detail", "complex"]
+    assert [question.answers for question in first.questions] == [(f"A long answer, {number}.",) for number in range(3)]
+
+
+def test_llava_bench_refuses_files_that_are_not_whole(tmp_path: Path) -> None:
+    source = copy_of("llava_bench_coco", tmp_path)
+    path = tmp_path / "qa90_gpt4_answer.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[1:]))
+    with pytest.raises(BadInputError, match="do not belong together: 8 is missing"):
+        source.check()
+    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(BadInputError, match="is not one JSON object a line"):
+        replace(source).check()
+    path.unlink()
+    with pytest.raises(MissingError, match=r"qa90_gpt4_answer\.jsonl is missing; download val2014\.zip"):
+        replace(source).check()
 
 
 # The hub

@@ -38,7 +38,7 @@ class QuestionFolder(Source):
 
     @property
     def provides(self) -> frozenset[str]:
-        return frozenset({"questions"})
+        return frozenset({"questions", "open_questions"})
 
     def check(self) -> None:
         check_files(self._folder, [file for file, _ in self._rows], self._path)

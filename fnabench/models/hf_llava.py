@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 
-from fnabench.errors import BadInputError, ImpossibleError
+from fnabench.errors import BadInputError, ImpossibleError, reason_of
 from fnabench.identity import LOCATION, digest
 from fnabench.models.base import Blueprint, Model
 from fnabench.models.hf_backbone import Dialogue, LlavaBackbone, check_scope, llava_blueprint
-from fnabench.models.weights_file import find_folder, hash_file, pinned
+from fnabench.models.weights_file import find_folder, hash_file, load_pretrained, pinned
 from fnabench.tiles import Images, Tiles
 
 if TYPE_CHECKING:
@@ -81,16 +80,7 @@ class HfLlava(Model):
         from transformers import AutoModelForImageTextToText
 
         folder = self._files[0].parent
-        try:
-            module, found = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, output_loading_info=True
-            )
-        except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
-            raise BadInputError(
-                f"the weights in {folder} cannot be read: {' '.join(str(error).split())[:300]}"
-            ) from error
-        if missing := sorted(found["missing_keys"]):
-            raise BadInputError(f"the weights in {folder} lack {len(missing)} parameters, the first is {missing[0]}")
+        module = load_pretrained(AutoModelForImageTextToText, folder, dtype=dtype, attn_implementation="sdpa")
         return LlavaBackbone(
             module.to(device), self.scope, self._dialogue, self._read_image, questions_at_once=self.questions_at_once
         )
@@ -120,7 +110,7 @@ class HfLlava(Model):
             if family in FAMILIES:
                 return AutoConfig.from_pretrained(self._folder, attn_implementation="sdpa", local_files_only=True)
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise BadInputError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error
+            raise BadInputError(f"{path} cannot be read: {reason_of(error)}") from error
         raise ImpossibleError(
             f"{path} says model_type={family}; model=hf_llava understands {', '.join(FAMILIES)}: give a checkpoint of "
             "these in transformers' layout, as llava-hf has them"
@@ -134,9 +124,7 @@ class HfLlava(Model):
         try:
             return AutoProcessor.from_pretrained(self._folder, local_files_only=True)
         except (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError) as error:
-            raise BadInputError(
-                f"the processor in {self._folder} cannot be read: {' '.join(str(error).split())[:300]}"
-            ) from error
+            raise BadInputError(f"the processor in {self._folder} cannot be read: {reason_of(error)}") from error
 
     @cached_property
     def _read_image(self) -> ReadImage:

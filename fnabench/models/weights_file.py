@@ -7,8 +7,11 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from fnabench.errors import BadInputError, MissingError
+from safetensors import SafetensorError
+
+from fnabench.errors import BadInputError, MissingError, reason_of
 
 HUB_PREFIX = "hf-hub:"
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -87,6 +90,25 @@ def find_folder(checkpoint: str, needed: Sequence[Sequence[str]], option: str = 
         f"({type(reason).__name__}); where there is a network, run: hf download {repository} --include {patterns} "
         f"--revision {revision}{_terms(reason, repository)}"
     ) from reason
+
+
+def load_pretrained(kind: Any, folder: Path, *, optional: str | None = None, **options: Any) -> Any:
+    """The module that an auto class of transformers reads from a folder, in eval mode; BadInputError where its weights
+    cannot be read, or lack a parameter whose name does not hold `optional`."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is missing is told by us, and what is optional by nobody
+    try:
+        module, found = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
+    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
+        raise BadInputError(f"the weights in {folder} cannot be read: {reason_of(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(name for name in found["missing_keys"] if optional is None or optional not in name)
+    if missing:
+        raise BadInputError(f"the weights in {folder} lack {len(missing)} parameters, the first is {missing[0]}")
+    return module.eval()
 
 
 def _lacking(folder: Path, needed: Sequence[Sequence[str]]) -> str:
