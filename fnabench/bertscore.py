@@ -82,6 +82,8 @@ def score_texts(
     candidates: Sequence[str], references: Sequence[Sequence[str]], encoder: TextEncoder, *, with_idf: bool = False
 ) -> list[BertScore]:
     """The score of each candidate against the one of its references that it matches best, by F1."""
+    if with_idf and len(references) < 2:
+        raise BadInputError(f"{OPTION}_idf=true needs more than one question: in a single text no token is rare")
     texts = sorted({*candidates, *(text for each in references for text in each)})
     embedded = dict(zip(texts, encoder.encode(texts), strict=True))
     rarity: Mapping[int, float] | None = None

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fnabench.data.base import Sample, Source
 from fnabench.errors import BadInputError, FnabenchError
-from fnabench.tiles import Images, stack
+from fnabench.tiles import Images, split_by_size, stack
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,7 +31,10 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Loader:
-    """All samples of a source in order, decoded and transformed in worker processes; the last batch may be short."""
+    """All samples of a source in order, decoded and transformed in worker processes; the last batch may be short.
+
+    A batch of images in tiles comes in parts of one image size each.
+    """
 
     source: Source
     transform: Transform
@@ -58,8 +61,10 @@ class Loader:
             if isinstance(collated, FnabenchError):
                 raise collated
             images, samples = collated
-            yield Batch(images=images.to(self.device, self.dtype, non_blocking=on_gpu), samples=samples)
-            self.on_batch(len(samples))
+            for part, places in split_by_size(images):
+                moved = part.to(self.device, self.dtype, non_blocking=on_gpu)
+                yield Batch(images=moved, samples=tuple(samples[place] for place in places))
+                self.on_batch(len(places))
 
     def first(self, size: int) -> Batch:
         """The first samples as one batch, over and over where the source is shorter."""

@@ -29,11 +29,15 @@ class Tiles:
         return len(self.counts)
 
     def __getitem__(self, chosen: slice) -> Tiles:
+        return self.take(range(len(self))[chosen])
+
+    def take(self, chosen: Sequence[int]) -> Tiles:
+        """These images, by their places."""
         ends = [0, *accumulate(self.counts)]
-        kept = range(len(self))[chosen]
-        parts = [self.pixels[ends[image] : ends[image + 1]] for image in kept]
         return Tiles(
-            pixels=torch.cat(parts) if parts else self.pixels[:0], counts=self.counts[chosen], sizes=self.sizes[chosen]
+            pixels=torch.cat([self.pixels[:0], *(self.pixels[ends[image] : ends[image + 1]] for image in chosen)]),
+            counts=tuple(self.counts[image] for image in chosen),
+            sizes=tuple(self.sizes[image] for image in chosen),
         )
 
     @property
@@ -64,6 +68,19 @@ def stack(images: Sequence[Images]) -> Images:
         counts=tuple(count for each in tiles for count in each.counts),
         sizes=tuple(size for each in tiles for size in each.sizes),
     )
+
+
+def split_by_size(images: Images) -> list[tuple[Images, list[int]]]:
+    """The images of a batch and their places, in as many parts as there are sizes of tiled images.
+
+    A model reads a part without padding, so that what it makes of an image does not depend on the others.
+    """
+    if isinstance(images, Tensor):
+        return [(images, list(range(len(images))))]
+    places: dict[tuple[int, int], list[int]] = {}
+    for place, size in enumerate(images.sizes):
+        places.setdefault(size, []).append(place)
+    return [(images.take(chosen), chosen) for chosen in places.values()]
 
 
 def blank(images: Images) -> Images:

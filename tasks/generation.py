@@ -97,8 +97,8 @@ class Generation(Task):
         return backbone.generate(batch.images, prompts, max_new_tokens=1)
 
     def prompt(self, question: Question) -> str:
-        """What the model is asked."""
-        return f"{question.text} {self.suffix}".strip()
+        """What the model is asked: the question, and the suffix on a line of its own."""
+        return f"{question.text}\n{self.suffix}".strip()
 
     @property
     def _encoder(self) -> TextEncoder | None:

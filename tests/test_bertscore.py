@@ -92,6 +92,11 @@ def test_the_reference_that_matches_best_counts(tmp_path):
     assert one.f1 < 0.99
 
 
+def test_a_single_text_has_no_rare_token(tmp_path):
+    with pytest.raises(BadInputError, match=r"task\.bertscore_idf=true needs more than one question"):
+        score_texts(["two"], [["two"]], TextEncoder(str(tmp_path)), with_idf=True)
+
+
 def test_a_text_does_not_depend_on_its_neighbours_and_is_cut_at_the_longest(tmp_path):
     encoder = TextEncoder(str(save_encoder(tmp_path)))
     alone, long = encoder.encode(["a red ball", "red " * 100])

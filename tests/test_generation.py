@@ -49,7 +49,10 @@ def test_without_an_encoder_common_words_are_the_headline():
     assert values == pytest.approx({"rouge_l": (1 + 0.4) / 3, "rouge_l_conv": 0.7, "rouge_l_detail": 0.0})
     assert scores.main.clusters == ("image 0", "image 1", "image 1")
     assert scores.main.predictions.ravel().tolist() == ["a red ball"] * 3
-    assert backbone.asked[0] == ([["what? In one sentence."], ["what? In one sentence.", "tell! In one sentence."]], 99)
+    assert backbone.asked[0] == (
+        [["what?\nIn one sentence."], ["what?\nIn one sentence.", "tell!\nIn one sentence."]],
+        99,
+    )
 
 
 def test_with_an_encoder_bertscore_is_the_headline(tmp_path):
