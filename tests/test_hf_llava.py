@@ -390,6 +390,10 @@ def test_the_prompt_is_the_checkpoints_own_unless_given(saved, tmp_path):
     given = load(saved("llava"), prompt="<s>Look: <image>{}!").dialogue
     assert given.before == tuple(given.tokenizer.encode("Look: "))  # one start, not two
     assert given.tokenizer.decode(given.encode("Who?")) == "Who?!"
+    bare = load(saved("llava"), prompt="<image>{}")
+    bare.dialogue.before = ()
+    with torch.inference_mode():
+        assert [len(answers) for answers in bare.generate(batch_of(bare), PROMPTS)] == [2, 1, 1]
     folder = save_llava(tmp_path, with_template=False)
     with pytest.raises(
         BadInputError, match=r"has no chat template; give model\.prompt='USER: <image> \{\} ASSISTANT:'"

@@ -121,7 +121,8 @@ class LlavaBackbone(Backbone):
     def _read(self, images: Images) -> tuple[Any, Bool[Tensor, "B N"]]:
         """The cache of every key and value of what stands before a question, and which of them are no padding."""
         model = self.module.model
-        before = model.get_input_embeddings()(torch.tensor(self.dialogue.before, device=images.device))
+        ids = torch.tensor(self.dialogue.before, dtype=torch.long, device=images.device)
+        before = model.get_input_embeddings()(ids)
         rows = [torch.cat([before, features.to(before.dtype)]) for features in image_features(self.module, images)]
         longest = max(map(len, rows))
         mask = torch.stack([pad(row.new_ones(len(row), dtype=torch.bool), (longest - len(row), 0)) for row in rows])
