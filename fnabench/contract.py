@@ -53,6 +53,10 @@ class Task(ABC):
         if self.fits(model) and source.training_split() is None:
             raise ImpossibleError("this task fits on a training split, which this data has not; choose another data=")
 
+    def weights_hash(self) -> str | None:
+        """A hash over the content of whatever weights the protocol itself uses; None where it uses none."""
+        return None
+
     def fits(self, model: Model) -> bool:
         """Whether the protocol fits something on the data's training split first."""
         return False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fnabench.attention.base import Attention, AttentionInputs
+from fnabench.attention.base import Attention, AttentionInputs, AttentionShape
 from fnabench.attention.exact import Exact
 from fnabench.attention.free import Free
 from fnabench.attention.layers import AttentionLayer
@@ -141,9 +141,10 @@ def measure_cost(
         arms = {name: cores_alone(core) for name, core in compared.items() if not isinstance(core, Native)}
         arms |= {name: part_alone(part) for name, part in attention.parts.items()}
         cores = interleave(arms, probe.num_rounds, device, seed, on_step)
-        macs_without = _macs_without_attention(backbone, layers, forward, batch)
-    shapes = [layer.shape(inputs.q.shape[2]) for layer, inputs in zip(layers, captured, strict=True)]
-    exact_macs = macs_without + attention_macs(exact, shapes)
+        one = Batch(images=batch.images[:1], samples=batch.samples[:1])
+        sequences = _sequences_of_one(backbone, layers, forward, one)
+        macs_without = _macs_without_attention(backbone, layers, forward, one)
+    exact_macs = macs_without + sum(attention_macs(exact, shapes) for shapes in sequences)
     memories = {
         name: _memory(backbone, core, layers, forward, batch) if probe.memory else None
         for name, core in compared.items()
@@ -168,10 +169,10 @@ def measure_cost(
         ceiling=median_ratio(exact_times, whole.per_round("free"), seed),
         memory=memories[variant],
         exact_memory=memories["exact"],
-        macs=macs_without + attention_macs(attention, shapes),
+        macs=macs_without + sum(attention_macs(attention, shapes) for shapes in sequences),
         exact_macs=exact_macs,
         ceiling_macs=exact_macs / macs_without,
-        crossover_tokens=crossover_tokens(attention, exact, shapes),
+        crossover_tokens=crossover_tokens(attention, exact, sequences[0]),
     )
     return Measurement(cost=cost, end_to_end=whole, attention=cores)
 
@@ -210,11 +211,20 @@ class _Recorder(Exact):
         return super().__call__(inputs)
 
 
-def _macs_without_attention(
-    backbone: Backbone, layers: Sequence[AttentionLayer], forward: Forward, batch: Batch
-) -> int:
+def _sequences_of_one(
+    backbone: Backbone, layers: Sequence[AttentionLayer], forward: Forward, one: Batch
+) -> list[list[AttentionShape]]:
+    """What the cores of these layers see of one image: a list of their shapes for each sequence, which a tower that
+    reads an image in tiles has several of."""
+    captured = list(zip(layers, capture_inputs(backbone, layers, forward, one), strict=True))
+    return [
+        [layer.shape(inputs.q.shape[2]) for layer, inputs in captured if len(inputs.q) > number]
+        for number in range(max(len(inputs.q) for _, inputs in captured))
+    ]
+
+
+def _macs_without_attention(backbone: Backbone, layers: Sequence[AttentionLayer], forward: Forward, one: Batch) -> int:
     """For one image: everything but the cores of these layers."""
-    one = Batch(images=batch.images[:1], samples=batch.samples[:1])
     attach_alone(backbone, Free(), layers)
     macs = count_macs(partial(forward, backbone, one))
     backbone.layers.detach()

@@ -25,6 +25,11 @@ class OutOfMemoryError(FnabenchError):
     """The device ran out of memory; recorded as such, never retried with a smaller batch."""
 
 
+def reason_of(error: Exception) -> str:
+    """What another library's error says, in one line of bounded length."""
+    return " ".join(str(error).split())[:300]
+
+
 def one_of(what: str, given: object, allowed: Iterable[object]) -> BadInputError:
     """The error for a value outside a closed set."""
     return BadInputError(f"{what}={given} is not known; allowed: {', '.join(map(str, allowed))}")

@@ -152,7 +152,7 @@ class Experiment:
     def identity(self) -> dict[str, Any]:
         """Everything that changes the result."""
         return {
-            "task": settings(self.task),
+            "task": settings(self.task) | ({"weights": weights} if (weights := self.task.weights_hash()) else {}),
             "data": self.source.fingerprint(),
             "fitted_on": self.training_split.fingerprint() if self.training_split else None,
             "fitted_file": hash_file(path) if (path := self.task.fitted_file) else None,

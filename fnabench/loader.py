@@ -4,34 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fnabench.data.base import Sample, Source
 from fnabench.errors import BadInputError, FnabenchError
+from fnabench.tiles import Images, split_by_size, stack
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
     from PIL import Image
-    from torch import Tensor
 
-    Transform = Callable[[Image.Image], Tensor]
+    Transform = Callable[[Image.Image], Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
     """Images ready for the model, and what the data set knows about them."""
 
-    images: Float[Tensor, "B 3 height width"]
+    images: Any
+    """One tensor [B, 3, height, width], or Tiles."""
     samples: tuple[Sample, ...]
     """Without their images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loader:
-    """All samples of a source in order, decoded and transformed in worker processes; the last batch may be short."""
+    """All samples of a source in order, decoded and transformed in worker processes; the last batch may be short.
+
+    A batch of images in tiles comes in parts of one image size each.
+    """
 
     source: Source
     transform: Transform
@@ -58,8 +61,10 @@ class Loader:
             if isinstance(collated, FnabenchError):
                 raise collated
             images, samples = collated
-            yield Batch(images=images.to(self.device, self.dtype, non_blocking=on_gpu), samples=samples)
-            self.on_batch(len(samples))
+            for part, places in split_by_size(images):
+                moved = part.to(self.device, self.dtype, non_blocking=on_gpu)
+                yield Batch(images=moved, samples=tuple(samples[place] for place in places))
+                self.on_batch(len(places))
 
     def first(self, size: int) -> Batch:
         """The first samples as one batch, over and over where the source is shorter."""
@@ -71,7 +76,7 @@ class Loader:
         return Batch(images=images.to(self.device, self.dtype), samples=samples)
 
 
-_Item = tuple["Tensor", Sample] | FnabenchError
+_Item = tuple[Images, Sample] | FnabenchError
 
 
 class _Transformed(Dataset[_Item]):
@@ -93,9 +98,9 @@ class _Transformed(Dataset[_Item]):
             return error
 
 
-def _collate(items: Sequence[_Item]) -> tuple[Tensor, tuple[Sample, ...]] | FnabenchError:
+def _collate(items: Sequence[_Item]) -> tuple[Images, tuple[Sample, ...]] | FnabenchError:
     for item in items:
         if isinstance(item, FnabenchError):
             return item
     images, samples = zip(*items, strict=True)  # type: ignore[arg-type]
-    return torch.stack(images), samples
+    return stack(images), samples

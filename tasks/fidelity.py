@@ -17,6 +17,7 @@ from fnabench.loader import Batch, Loader
 from fnabench.models.base import Backbone
 from fnabench.neighbours import nearest
 from fnabench.scores import SampleScores, Scores
+from fnabench.tiles import per_image
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -63,7 +64,8 @@ class Fidelity(Task):
             with backbone.exact_beside() as layer_errors:
                 exact = backbone.embed_and_classify(batch.images)
             names = [f"attention_error_{layer:02d}" for layer in sorted(layer_errors)]
-            errors += [torch.stack([layer_errors[layer].cpu() for layer in sorted(layer_errors)], 1)] if names else []
+            by_layer = [per_image(layer_errors[layer].cpu(), batch.images) for layer in sorted(layer_errors)]
+            errors += [torch.stack(by_layer, 1)] if by_layer else []
             variant = backbone.embed_and_classify(batch.images)
             for way, (embedding, classes) in (("exact", exact), ("variant", variant)):
                 embedded[way].append(embedding.float().cpu())
@@ -79,9 +81,9 @@ class Fidelity(Task):
             values["top1_agreement"] = (theirs.argmax(-1) == ours.argmax(-1)).float()
             values["kl"] = kl_divergence(theirs, ours)
         if names:
-            by_layer = torch.cat(errors)
-            values["attention_error"] = by_layer.mean(1)
-            values |= dict(zip(names, by_layer.T, strict=True))
+            all_errors = torch.cat(errors)
+            values["attention_error"] = all_errors.mean(1)
+            values |= dict(zip(names, all_errors.T, strict=True))
         metrics = {
             name: SampleScores.mean_of(each.double().numpy(), tuple(ids), predictions=predictions)
             for name, each in values.items()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
+from fnabench.asking import ask
 from fnabench.contract import Task
 from fnabench.data.base import Question
 from fnabench.errors import one_of
@@ -50,32 +50,23 @@ class Vqa(Task):
         return frozenset({"questions"})
 
     def evaluate(self, backbone: Backbone, loader: Loader, fitted: Mapping[str, Tensor]) -> Scores:
-        questions: list[Question] = []
-        answers: list[str] = []
-        clusters: list[str] = []
-        for batch in loader:
-            images = torch.zeros_like(batch.images) if self.blind else batch.images
-            said = backbone.generate(images, [[self.prompt(q) for q in sample.questions] for sample in batch.samples])
-            for sample, replies in zip(batch.samples, said, strict=True):
-                answers += replies
-                questions += sample.questions
-                clusters += [sample.id] * len(replies)
-        kinds = np.array([question.kind for question in questions])
+        replies = ask(backbone, loader, self.prompt, blind=self.blind)
+        questions, answers = replies.questions, replies.answers
         compared = np.array(
             [normalised(a, q.answers, self.normalisation)[0] for a, q in zip(answers, questions, strict=True)]
         )
 
         def scored(normalisation: str, kind: str | None = None) -> SampleScores:
-            chosen = np.flatnonzero(kinds == kind) if kind else np.arange(len(questions))
+            chosen = replies.of_kind(kind)
             return SampleScores.mean_of(
                 np.array([vqa_accuracy(answers[i], questions[i].answers, normalisation) for i in chosen]),
                 tuple(questions[i].id for i in chosen),
-                tuple(clusters[i] for i in chosen),
+                tuple(replies.images[i] for i in chosen),
                 compared[chosen],
             )
 
         metrics = {f"vqa_{name}": scored(name) for name in NORMALISATIONS}
-        metrics |= {f"{self.metric}_{kind}": scored(self.normalisation, kind) for kind in sorted(set(kinds))}
+        metrics |= {f"{self.metric}_{kind}": scored(self.normalisation, kind) for kind in replies.kinds}
         return Scores(metrics=metrics, headline=self.metric)
 
     def forward(self, backbone: Backbone, batch: Batch) -> list[list[str]]:
@@ -84,5 +75,5 @@ class Vqa(Task):
         return backbone.generate(batch.images, prompts, max_new_tokens=1)
 
     def prompt(self, question: Question) -> str:
-        """What the model is asked."""
-        return f"{question.text} {self.suffix}".strip()
+        """What the model is asked: the question, and the suffix on a line of its own, as LLaVA was evaluated."""
+        return f"{question.text}\n{self.suffix}".strip()

@@ -166,6 +166,19 @@ def textvqa(root: Path) -> dict[str, object]:
     return {"num_images": 2, "num_questions": 5}
 
 
+def llava_bench_coco(root: Path) -> dict[str, object]:
+    asked, answered = [], []
+    for number in range(9):
+        image = f"{(441147, 42, 7)[number // 3]:012d}.jpg"
+        write_image(root / "val2014" / f"COCO_val2014_{image}", number // 3)
+        kind = ("conv", "detail", "complex")[number % 3]
+        asked.append({"image": image, "text": f"question {number}?", "category": kind, "question_id": number})
+        answered.append({"question_id": number, "text": f"A long answer, {number}.", "answer_id": f"a{number}"})
+    for name, rows in (("qa90_questions", asked), ("qa90_gpt4_answer", answered[::-1])):
+        (root / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return {"num_images": 3, "num_questions": 9}
+
+
 def write_parquet(path: Path, columns: dict[str, list[object]], features: dict[str, object]) -> None:
     import datasets
 
@@ -219,11 +232,12 @@ LAYOUTS = {
     "imagenet": imagenet, "imagenet_v2": imagenet_v2, "imagenet_hub": imagenet_hub, "coco_karpathy": coco_karpathy,
     "coco_val2017": coco_val2017, "flickr30k": flickr30k, "ade20k": ade20k, "voc2012": voc2012,
     "vqav2_val": vqav2_val, "textvqa": textvqa, "scienceqa": scienceqa,
+    "llava_bench_coco": llava_bench_coco,
 }  # fmt: skip
 PROVIDES = {
     "imagenet": "label", "imagenet_v2": "label", "imagenet_hub": "label", "coco_karpathy": "captions",
     "coco_val2017": "captions", "flickr30k": "captions", "ade20k": "mask", "voc2012": "mask", "vqav2_val": "questions",
-    "textvqa": "questions", "scienceqa": "questions",
+    "textvqa": "questions", "scienceqa": "questions", "llava_bench_coco": "open_questions",
 }  # fmt: skip
 
 

@@ -15,7 +15,11 @@ from fnabench.attention.exact import Exact
 from fnabench.attention.fna import Fna
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "model"
-HUB = [path.stem for path in sorted(CONF.glob("*.yaml")) if "checkpoint: hf-hub:" in path.read_text()]
+HUB = [
+    path.stem
+    for path in sorted(CONF.glob("*.yaml"))
+    if "checkpoint: hf-hub:" in path.read_text() and "HfLlava" not in path.read_text()
+]
 CPU = torch.device("cpu")
 FNA = Fna(num_landmarks=8)
 REVISION = "0123456789abcdef0123456789abcdef01234567"

@@ -25,10 +25,11 @@ from fnabench.models.bundled_decoder import (
     build_llava,
     build_word_tokenizer,
 )
-from fnabench.models.bundled_llava import MAX_NEW_TOKENS, SCOPES, BundledLlava, BundledLlavaBackbone
+from fnabench.models.bundled_llava import BundledLlava, bundled_backbone
 from fnabench.models.bundled_towers import PAD, SPECIAL_WORDS, START, Clip, ClipConfig, Tokenizer
 from fnabench.models.bundled_weights import LoadedClip, LoadedLlava
-from fnabench.models.hf_layers import llama_layers
+from fnabench.models.hf_backbone import MAX_NEW_TOKENS, SCOPES
+from fnabench.models.hf_layers import decoder_layers
 
 CONFIG = ClipConfig(width=32, depth=2, num_heads=2, embed_width=16, text_width=32, text_depth=1, text_num_heads=2)
 CARD = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "prompts": ["a {}"], "sha256": "0"}
@@ -52,7 +53,7 @@ def llava(scope="vision"):
     decoder = LlavaConfig(width=32, depth=2, num_heads=2, mlp_width=48)
     model = build_llava(CONFIG, decoder, num_words=len(vocabulary)).eval()
     loaded = LoadedLlava(model=model, tokenizer=build_word_tokenizer(vocabulary), card=CARD)
-    return BundledLlavaBackbone(loaded, scope, CPU, torch.float32)
+    return bundled_backbone(loaded, scope, CPU, torch.float32)
 
 
 def images(size=128, count=3):
@@ -123,7 +124,7 @@ def test_answers_are_those_of_the_stock_generation():
     pixels = torch.stack([backbone.transform(scene.image) for scene in scenes])
     prompts = [[question.text for question in scene.questions] for scene in scenes]
     ours = [answer for answers in backbone.generate(pixels, prompts) for answer in answers]
-    texts = [[*backbone.tokenizer.encode(prompt).ids, ANSWER] for asked in prompts for prompt in asked]
+    texts = [[*backbone.dialogue.tokenizer.encode(prompt).ids, ANSWER] for asked in prompts for prompt in asked]
     before = [START] + [IMAGE] * 256
     ids = torch.tensor([[PAD] * (max(map(len, texts)) - len(text)) + before + text for text in texts])
     rows = [row for row, asked in enumerate(prompts) for _ in asked]
@@ -132,7 +133,7 @@ def test_answers_are_those_of_the_stock_generation():
         max_new_tokens=MAX_NEW_TOKENS, eos_token_id=END, pad_token_id=PAD,
     )  # fmt: skip
     made = stock[:, ids.shape[1] :].tolist()
-    assert ours == [backbone.tokenizer.decode(row, skip_special_tokens=True) for row in made]
+    assert ours == [backbone.dialogue.tokenizer.decode(row, skip_special_tokens=True) for row in made]
     assert len(set(ours)) > 3
     shorter = backbone.generate(pixels, prompts, max_new_tokens=1)
     assert [answer.split()[:1] for answer in ours] == [answer.split() for answers in shorter for answer in answers]
@@ -148,9 +149,9 @@ def test_exact_through_the_seam_is_the_untouched_decoder(num_groups):
         mask = torch.ones_like(ids)
         mask[1, :padding] = 0
         native = model(input_ids=ids, attention_mask=mask)
-        Exact().attach(llama_layers(model))
+        Exact().attach(decoder_layers(model))
         through = model(input_ids=ids, attention_mask=mask)
-        [layer.detach() for layer in llama_layers(model)]
+        [layer.detach() for layer in decoder_layers(model)]
         compare = torch.equal if num_groups == 1 else torch.allclose
         assert compare(through.last_hidden_state[mask.bool()], native.last_hidden_state[mask.bool()])
         for ours, theirs in zip(through.past_key_values.layers, native.past_key_values.layers, strict=True):
@@ -182,7 +183,7 @@ def test_fna_in_the_decoder_reads_the_image_only_and_keeps_the_whole_cache(scope
     assert [len(answers) for answers in backbone.generate(images(), PROMPTS)] == [2, 1, 0]
     assert [inputs.layer for inputs in seen.seen] == list(range(len(backbone.layers)))  # once each: no later step
     assert {inputs.q.shape[2] for inputs in seen.seen} == {257}
-    assert backbone._read(images()).get_seq_length() == 257
+    assert backbone._read(images())[0].get_seq_length() == 257
 
 
 @torch.inference_mode()
@@ -202,7 +203,7 @@ def test_a_llava_that_has_run_can_be_sent_to_another_process(scope):
 @torch.inference_mode()
 def test_fna_in_a_decoder_takes_nothing_from_padding():
     model = LlamaModel(LlamaConfig(**SMALL_LLAMA)).eval()
-    Fna(num_landmarks=4).attach(llama_layers(model))
+    Fna(num_landmarks=4).attach(decoder_layers(model))
     ids = torch.randint(5, 40, (3, 50), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[0, :11] = 0
@@ -214,17 +215,17 @@ def test_fna_in_a_decoder_takes_nothing_from_padding():
 @torch.inference_mode()
 def test_a_mask_that_is_more_than_causal_is_refused():
     model = LlamaModel(LlamaConfig(**SMALL_LLAMA)).eval()
-    Exact().attach(llama_layers(model))
+    Exact().attach(decoder_layers(model))
     everyone = torch.ones(1, 1, 9, 9, dtype=torch.bool)
     with pytest.raises(ImpossibleError, match="more than causal with padding"):
         model(input_ids=torch.ones(1, 9, dtype=torch.long), attention_mask=everyone)
 
 
 def test_a_decoder_of_another_kind_and_a_fixed_cache_are_refused():
-    with pytest.raises(ImpossibleError, match="no plain sequence of blocks with LlamaAttention"):
-        llama_layers(torch.nn.Linear(2, 2))
+    with pytest.raises(ImpossibleError, match="no plain sequence of blocks with LlamaAttention or Qwen2Attention"):
+        decoder_layers(torch.nn.Linear(2, 2))
     model = LlamaModel(LlamaConfig(**SMALL_LLAMA)).eval()
-    Exact().attach(llama_layers(model))
+    Exact().attach(decoder_layers(model))
     cache = StaticCache(config=model.config, max_cache_len=64)
     with pytest.raises(ImpossibleError, match=r"fixed length \(64\)"):
         model(input_ids=torch.ones(1, 9, dtype=torch.long), past_key_values=cache)

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from small_llava import save_llava
 from small_world import SmallWorld
 
 from fnabench import cli
+from fnabench.errors import MissingError
 from fnabench.experiment import Experiment
 from fnabench.store import read_record
 
 FOLDER = Path(__file__).resolve().parent.parent / "conf" / "experiment"
 NAMES = [path.stem for path in sorted(FOLDER.glob("*.yaml"))]
-RETRIEVAL = [name for name in NAMES if name.startswith("paper_retrieval")]
+RETRIEVAL = [name for name in NAMES if name.startswith("paper_retrieval_")]
 MASKING = OmegaConf.load(FOLDER / "masking_sweep.yaml").hydra.sweeper.params
 
 
@@ -28,7 +30,7 @@ def test_the_head_has_the_command_and_the_expected_result(name):
 
 
 @pytest.mark.parametrize("name", RETRIEVAL)
-def test_an_experiment_composes_into_its_parts(name):
+def test_a_retrieval_composes_into_its_parts(name):
     experiment = Experiment.of(*cli.compose([f"+experiment={name}", "model.revision=0123", "device=cpu"]))
     assert experiment.names == {"task": "retrieval", "data": "coco_val2017", "model": "clip_l14", "attention": "fna"}
     assert experiment.layer_indices == list(range(13, 24))
@@ -38,6 +40,20 @@ def test_an_experiment_composes_into_its_parts(name):
     for index in experiment.layer_indices:
         experiment.attention.check(experiment.blueprint.shapes[index])
     experiment.task.check(experiment.model, experiment.blueprint, experiment.source)
+
+
+def test_llava_bench_composes_into_its_parts(tmp_path):
+    """On a checkpoint of random weights with the decoder's 32 blocks."""
+    checkpoint = save_llava(tmp_path, "llava_next", num_hidden_layers=32)
+    changes = [f"model.checkpoint={checkpoint}", "task.bertscore=somewhere", "device=cpu"]
+    experiment = Experiment.of(*cli.compose(["+experiment=llava_bench", *changes]))
+    names = {"task": "generation", "data": "llava_bench_coco", "model": "llava_1_6_vicuna_7b", "attention": "fna"}
+    assert experiment.names == names
+    assert experiment.layer_indices == list(range(16, 32))
+    assert experiment.blueprint.shapes[0].is_causal
+    assert (experiment.task.metric, experiment.attention.num_landmarks) == ("bertscore_f1", 64)
+    with pytest.raises(MissingError, match=r"task\.bertscore=somewhere is not a folder"):
+        experiment.task.check(experiment.model, experiment.blueprint, experiment.source)
 
 
 def test_a_setting_of_the_command_line_wins():

@@ -1,14 +1,15 @@
-"""VQAv2, TextVQA and ScienceQA in their official layouts: questions with their answers."""
+"""VQAv2, TextVQA, ScienceQA and LLaVA-Bench in their official layouts: questions with their answers."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from layouts import configured, copy_of, counts, write_json
 
-from fnabench.errors import BadInputError
+from fnabench.errors import BadInputError, MissingError
 from fnabench.vqa_answers import vqa_accuracy
 
 pytestmark = pytest.mark.usefixtures("no_hub")
@@ -50,3 +51,25 @@ def test_scienceqa_keeps_the_questions_with_an_image_and_asks_for_a_letter(tmp_p
     (question,) = source[1].questions
     assert vqa_accuracy("A", question.answers, "big_vision") == 1
     assert vqa_accuracy("B", question.answers, "big_vision") == 0
+
+
+def test_llava_bench_gives_each_question_the_one_answer_of_its_id(tmp_path: Path) -> None:
+    first = copy_of("llava_bench_coco", tmp_path)[0]
+    assert first.id == "COCO_val2014_000000441147.jpg"
+    assert [question.kind for question in first.questions] == ["conv", "detail", "complex"]
+    assert [question.answers for question in first.questions] == [(f"A long answer, {number}.",) for number in range(3)]
+
+
+def test_llava_bench_refuses_files_that_are_not_whole(tmp_path: Path) -> None:
+    source = copy_of("llava_bench_coco", tmp_path)
+    path = tmp_path / "qa90_gpt4_answer.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[1:]))
+    with pytest.raises(BadInputError, match="do not belong together: 8 is missing"):
+        source.check()
+    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(BadInputError, match="is not one JSON object a line"):
+        replace(source).check()
+    path.unlink()
+    with pytest.raises(MissingError, match=r"qa90_gpt4_answer\.jsonl is missing; download val2014\.zip"):
+        replace(source).check()

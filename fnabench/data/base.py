@@ -61,7 +61,8 @@ class Source(ABC):
     @property
     @abstractmethod
     def provides(self) -> frozenset[str]:
-        """Which fields of a sample are filled: of "label", "captions", "mask", "questions". Reads no image."""
+        """What is known of a sample: of "label", "captions", "mask", "questions" with short answers of annotators, and
+        "open_questions" with texts to compare with. Reads no image."""
 
     @abstractmethod
     def check(self) -> None:

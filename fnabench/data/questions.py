@@ -40,7 +40,7 @@ class QuestionFolder(ListedImages):
 
     @property
     def provides(self) -> frozenset[str]:
-        return frozenset({"questions"})
+        return frozenset({"questions", "open_questions"})
 
     def _sample(self, file: str, image: Image.Image, known: tuple[Question, ...]) -> Sample:
         return Sample(id=file, image=image, questions=known)

@@ -13,6 +13,7 @@ import torch
 from fnabench.attention.base import AttentionShape
 from fnabench.attention.layers import LayerStack
 from fnabench.beside import LayerErrors, exact_beside
+from fnabench.tiles import Images
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -72,9 +73,9 @@ class Backbone:
     module: Any
     """The library's own torch.nn.Module."""
     layers: LayerStack
-    transform: Callable[[Image.Image], Float[Tensor, "3 height width"]]
-    """Resize and crop as the model was trained for."""
-    transform_whole: Callable[[Image.Image], Float[Tensor, "3 height width"]]
+    transform: Callable[[Image.Image], Any]
+    """Resize and crop as the model was trained for: a tensor [3, height, width], or Tiles."""
+    transform_whole: Callable[[Image.Image], Any]
     """Resize the whole image to the model's input, whatever its shape."""
     text_memory: Callable[[object, Callable[[], Tensor]], Tensor] | None = None
     """Where text features are kept, if they are."""
@@ -120,7 +121,7 @@ class Backbone:
 
     def generate(
         self,
-        images: Float[Tensor, "B 3 height width"],
+        images: Images,
         prompts: Sequence[Sequence[str]],
         max_new_tokens: int | None = None,
     ) -> list[list[str]]:

@@ -1,7 +1,8 @@
-"""The seams of transformers' CLIP vision towers and Llama decoders, of which LLaVA and its relatives are made."""
+"""The seams of transformers' vision towers and decoders, of which LLaVA and its relatives are made."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,12 +16,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-NUM_PREFIX = 1
-"""CLIP's class token."""
 
-
-class ClipAttentionLayer(AttentionLayer):
-    """transformers' CLIPAttention: separate q, k and v, no mask in a vision tower."""
+class VisionAttentionLayer(AttentionLayer):
+    """transformers' CLIPAttention and SiglipAttention: separate q, k and v, no mask in a vision tower."""
 
     native: Any
 
@@ -54,8 +52,9 @@ class ClipAttentionLayer(AttentionLayer):
         return self.native.out_proj  # type: ignore[no-any-return]
 
 
-class LlamaAttentionLayer(AttentionLayer):
-    """transformers' LlamaAttention while it reads a prompt: causal, padding left out, every key and value cached.
+class DecoderAttentionLayer(AttentionLayer):
+    """transformers' LlamaAttention and Qwen2Attention while they read a prompt: causal, padding left out, every key
+    and value cached.
 
     A step that has a past, such as each further token of an answer, runs the untouched module on the full cache.
     """
@@ -125,35 +124,45 @@ def _padding_of(mask: Tensor, state: ForwardState) -> Tensor:
     return padding
 
 
-def clip_vision_layers(vision_tower: Any) -> LayerStack:
-    """The replaceable layers of a CLIPVisionModel; ImpossibleError names what is another kind of tower."""
+def vision_layers(tower: Any) -> LayerStack:
+    """The replaceable layers of a CLIPVisionModel or SiglipVisionModel; ImpossibleError names what is another kind."""
     from transformers.models.clip.modeling_clip import CLIPAttention
+    from transformers.models.siglip.modeling_siglip import SiglipAttention
 
-    blocks = getattr(getattr(vision_tower, "encoder", None), "layers", None)
-    return LayerStack(_wrap(vision_tower, blocks, CLIPAttention, ClipAttentionLayer, NUM_PREFIX, first=0))
+    blocks = getattr(getattr(tower, "encoder", None), "layers", None)
+    num_prefix = {CLIPAttention: 1, SiglipAttention: 0}  # CLIP's class token
+    return LayerStack(_wrap(tower, blocks, num_prefix, VisionAttentionLayer, first=0))
 
 
-def llama_layers(decoder: Any, *, first: int = 0) -> LayerStack:
-    """The replaceable layers of a LlamaModel, counted from `first`; ImpossibleError names what is another decoder."""
+def decoder_layers(decoder: Any, *, first: int = 0) -> LayerStack:
+    """The replaceable layers of a LlamaModel or Qwen2Model, counted from `first`; ImpossibleError names what is another
+    decoder."""
     from transformers.models.llama.modeling_llama import LlamaAttention
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
     blocks = getattr(decoder, "layers", None)
-    return LayerStack(_wrap(decoder, blocks, LlamaAttention, LlamaAttentionLayer, 0, first=first))
+    layers = _wrap(decoder, blocks, {LlamaAttention: 0, Qwen2Attention: 0}, DecoderAttentionLayer, first=first)
+    if window := getattr(decoder.config, "sliding_window", None):
+        raise ImpossibleError(
+            f"{type(decoder).__name__} attends to the last {window} tokens only, which cannot be honoured"
+        )
+    return LayerStack(layers)
 
 
 def _wrap(
-    tower: Any, blocks: Any, understood: type[nn.Module], layer: type[AttentionLayer], num_prefix: int, *, first: int
+    tower: Any, blocks: Any, num_prefix: Mapping[type, int], layer: type[AttentionLayer], *, first: int
 ) -> list[AttentionLayer]:
-    name = type(tower).__name__
+    """The layers of a tower whose blocks have attention of one of these kinds, each with so many prefix tokens."""
+    name, understood = type(tower).__name__, " or ".join(kind.__name__ for kind in num_prefix)
     if blocks is None:
-        raise ImpossibleError(f"{name} has no plain sequence of blocks with {understood.__name__}")
+        raise ImpossibleError(f"{name} has no plain sequence of blocks with {understood}")
     state = ForwardState()
     layers = []
     for index, block in enumerate(blocks):
         native: Any = getattr(block, "self_attn", None)
-        if type(native) is not understood:
+        if type(native) not in num_prefix:
             raise ImpossibleError(
-                f"{type(native).__name__} in block {index} of {name} is not understood; only {understood.__name__} is"
+                f"{type(native).__name__} in block {index} of {name} is not understood; only {understood} is"
             )
-        layers.append(layer(native, block, first + index, num_prefix, state))
+        layers.append(layer(native, block, first + index, num_prefix[type(native)], state))
     return layers
