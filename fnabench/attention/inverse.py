@@ -48,12 +48,14 @@ def effective_values(
 
 def newton_schulz(a: Float[Tensor, "*batch M M"], num_iterations: int) -> Float[Tensor, "*batch M M"]:
     """The approximate inverse after `num_iterations` third-order Newton-Schulz steps."""
+    shape, a = a.shape, a.reshape(-1, *a.shape[-2:])
     z = a.mT / a.sum(-2, keepdim=True).amax(-1, keepdim=True)
-    identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     for _ in range(num_iterations):
         az = a @ z
-        z = 0.25 * z @ (13 * identity - az @ (15 * identity - az @ (7 * identity - az)))
-    return z
+        rest = torch.baddbmm(az, az, az, beta=7, alpha=-1)  # AZ (7 I - AZ), without a product with the identity
+        rest = torch.baddbmm(az, az, rest, beta=15, alpha=-1)
+        z = torch.baddbmm(z, z, rest, beta=13 / 4, alpha=-1 / 4)
+    return z.reshape(shape)
 
 
 def macs_of_inverse(
