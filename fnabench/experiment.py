@@ -96,6 +96,7 @@ class Experiment:
         for index in self.layer_indices:
             self.attention.check(self.blueprint.shapes[index])
         self.attention.check_layers(self.layer_indices)
+        self.attention.check_model(self.blueprint.shapes)
         self.model.check()
         self.source.check()
 
@@ -115,6 +116,14 @@ class Experiment:
         return self.source.training_split() if self.task.fits(self.model) else None
 
     @cached_property
+    def calibration_images(self) -> Source | None:
+        """Where a variant finds its calibration images: the training split, or the data itself, whose labels it never
+        sees; None where it needs none."""
+        if not self.attention.num_calibration_images:
+            return None
+        return self.source.training_split() or self.source
+
+    @cached_property
     def fit_key(self) -> str:
         """Hash of everything that changes what the task fits: the attention variant is no part of it."""
         names = ("task", "fitted_on", "model", "dtype", "device", "seed", "libraries", "code")
@@ -127,6 +136,7 @@ class Experiment:
             "task": settings(self.task),
             "data": self.source.fingerprint(),
             "fitted_on": self.training_split.fingerprint() if self.training_split else None,
+            "calibrated_on": self.calibration_images.fingerprint() if self.calibration_images else None,
             "model": settings(self.model) | {"weights": self.model.weights_hash()},
             "attention": settings(self.attention),
             "layers": self.layer_indices,

@@ -60,6 +60,8 @@ class Record:
     environment: Environment
     fitted: str | None
     """SHA-256 of the head or feature bank that was fitted with exact attention; None where the task fits nothing."""
+    calibration: dict[str, Any] | None = None
+    """What the variant found on calibration images, and whose they are; None where it needs none."""
     files: dict[str, str]
     """SHA-256 of each file beside the record."""
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fnabench.attention.base import Attention, Calibrated
 from fnabench.cost import Measurement, attach_alone, measure_cost
 from fnabench.data.base import Source
 from fnabench.device import is_out_of_memory
@@ -64,16 +66,19 @@ def _obtain(
         fitted: Fitted | None = None
         scores: Scores | None = None
         measurement: Measurement | None = None
+        calibration: dict[str, Any] | None = None
         status = "complete"
         try:
             fitted = fit(experiment, store, backbone)
-            scores = evaluate(experiment, backbone(), fitted.state if fitted else {})
-            measurement = probe(experiment, backbone()) if experiment.probe.num_rounds else None
+            calibrated = calibrate(experiment, backbone)
+            attention, calibration = calibrated.attention, calibrated.found or None
+            scores = evaluate(experiment, attention, backbone(), fitted.state if fitted else {})
+            measurement = probe(experiment, attention, backbone()) if experiment.probe.num_rounds else None
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             status = "out of memory"
-        record = _record(experiment, exact, store, scores, measurement, status, fitted)
+        record = _record(experiment, exact, store, scores, measurement, status, fitted, calibration)
         timings = {"end to end": measurement.end_to_end, "attention": measurement.attention} if measurement else {}
         return store.save(record, scores, timings), True
 
@@ -92,20 +97,35 @@ def fit(experiment: Experiment, store: Store, backbone: Callable[[], Backbone]) 
     return fitted
 
 
-def evaluate(experiment: Experiment, backbone: Backbone, fitted: Mapping[str, Tensor]) -> Scores:
+def calibrate(experiment: Experiment, backbone: Callable[[], Backbone]) -> Calibrated:
+    """The variant after it has seen its calibration images in the untouched model; as it is where it needs none."""
+    attention, source = experiment.attention, experiment.calibration_images
+    if source is None:
+        return Calibrated(attention=attention, found={})
+    model, wanted = backbone(), min(attention.num_calibration_images, len(source))
+    model.layers.detach()
+    with torch.inference_mode(), steps("calibration", wanted) as advance:
+        images = _loader(replace(experiment, batch_size=1), model, source, advance)
+        forwards = (partial(experiment.task.forward, model, image) for image in islice(images, wanted))
+        calibrated = attention.calibrate(model.layers, forwards)
+    split = "scored" if source is experiment.source else "training"
+    return replace(calibrated, found={"split": split} | calibrated.found)
+
+
+def evaluate(experiment: Experiment, attention: Attention, backbone: Backbone, fitted: Mapping[str, Tensor]) -> Scores:
     """The accuracy pass: the task's protocol over the whole data set."""
-    attach_alone(backbone, experiment.attention, [backbone.layers[index] for index in experiment.layer_indices])
+    attach_alone(backbone, attention, [backbone.layers[index] for index in experiment.layer_indices])
     with torch.inference_mode(), steps(f"accuracy, {experiment.names['attention']}", len(experiment.source)) as advance:
         return experiment.task.evaluate(backbone, _loader(experiment, backbone, experiment.source, advance), fitted)
 
 
-def probe(experiment: Experiment, backbone: Backbone) -> Measurement:
+def probe(experiment: Experiment, attention: Attention, backbone: Backbone) -> Measurement:
     """The cost pass: exact and variant on the same batch, already on the device."""
     total = 2 * (experiment.probe.num_rounds + MOST_WARM_UP_ROUNDS)
     with steps(f"cost, {experiment.names['attention']} beside exact", total) as advance:
         return measure_cost(
             backbone,
-            experiment.attention,
+            attention,
             [backbone.layers[index] for index in experiment.layer_indices],
             experiment.task.forward,
             _loader(experiment, backbone, experiment.source, lambda _: None).first(experiment.probe.batch_size),
@@ -135,6 +155,7 @@ def _record(
     measurement: Measurement | None,
     status: str,
     fitted: Fitted | None,
+    calibration: dict[str, Any] | None,
 ) -> Record:
     comparisons = {}
     if exact is not None and scores is not None:
@@ -166,5 +187,6 @@ def _record(
         cost=measurement.cost if measurement else None,
         environment=describe_environment(experiment.device),
         fitted=fitted.sha256 if fitted else None,
+        calibration=calibration,
         files={},
     )

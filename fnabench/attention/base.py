@@ -68,12 +68,23 @@ class AttentionShape:
     num_channels: int
     num_prefix: int
     is_causal: bool = False
+    num_neurons: int = 0
+    """Hidden neurons of the block's MLP; 0 where the MLP is not understood."""
 
     @property
     def num_pairs(self) -> int:
         """Pairs of a query and a key that it may attend to."""
         N = self.num_tokens
         return N * (N + 1) // 2 if self.is_causal else N**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """A variant that has seen its calibration images."""
+
+    attention: Attention
+    found: dict[str, Any]
+    """What it found in them, in plain values for the record."""
 
 
 class Attention(ABC):
@@ -95,13 +106,30 @@ class Attention(ABC):
         chosen = tuple(layers)
         self.check_layers([layer.index for layer in chosen])
         for layer in chosen:
+            layer.state.release()
             layer.attach(self)
+
+    def around(self, core: Attention) -> Attention:
+        """Another core in the surroundings that this variant makes for its own; itself where it makes none."""
+        return core
+
+    @property
+    def num_calibration_images(self) -> int:
+        """How many images the variant has to see before it can be attached."""
+        return 0
+
+    def calibrate(self, layers: Sequence[AttentionLayer], forwards: Iterable[Callable[[], object]]) -> Calibrated:
+        """The variant after it has seen these forwards of the untouched model, all of whose layers are given."""
+        raise RuntimeError(f"{type(self).__name__} needs no calibration")
 
     def check(self, shape: AttentionShape) -> None:  # noqa: B027  (most variants fit every shape)
         """Raise ImpossibleError if the variant cannot run on layers of this shape."""
 
     def check_layers(self, indices: Sequence[int]) -> None:  # noqa: B027
         """Raise ImpossibleError if the variant cannot run in just these blocks."""
+
+    def check_model(self, shapes: Sequence[AttentionShape]) -> None:  # noqa: B027
+        """Raise ImpossibleError if the variant cannot run in a model of these layers, replaced or not."""
 
     @abstractmethod
     def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]: ...

@@ -28,6 +28,18 @@ class ForwardState:
     memo: dict[str, Any] = field(default_factory=dict)
     """Emptied before the first attached layer of a forward, after the last, and when one raises."""
     block_input: Tensor | None = None
+    tower: list[AttentionLayer] = field(default_factory=list)
+    """All layers of the model, attached or not, in order of depth."""
+    num_registers: int = 0
+    """Tokens that a variant has put after the model's own prefix."""
+    handles: list[Any] = field(default_factory=list)
+    """Of the hooks by which a variant acts on the model beside its layers."""
+
+    def release(self) -> None:
+        """Let go of all that a variant does beside its layers."""
+        while self.handles:
+            self.handles.pop().remove()
+        self.num_registers = 0
 
 
 class AttentionLayer(ABC):
@@ -43,6 +55,7 @@ class AttentionLayer(ABC):
         self.index = index
         self.num_prefix = num_prefix
         self.state = state
+        state.tower.append(self)
         self.core: Attention | None = None
         self._hook: Any = None
 
@@ -59,6 +72,11 @@ class AttentionLayer(ABC):
         """The linear layer whose input is the core's output, heads side by side."""
         raise ImpossibleError(f"{type(self.native).__name__} has no plain linear layer after its attention core")
 
+    @property
+    def hidden_activation(self) -> nn.Module:
+        """The module whose output is the hidden neurons of the block's MLP, [B, N, F]."""
+        raise ImpossibleError(f"the MLP of {type(self.block).__name__} has no hidden layer that is understood")
+
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None, is_causal: bool
     ) -> Float[Tensor, "B H N D"]:
@@ -66,8 +84,8 @@ class AttentionLayer(ABC):
         if self.core is None or self.state.block_input is None:
             raise RuntimeError(f"layer {self.index} was called through the seam with nothing attached")
         inputs = AttentionInputs(
-            q=q, k=k, v=v, x=self.state.block_input, layer=self.index, scale=scale, num_prefix=self.num_prefix,
-            mask=mask, is_causal=is_causal, memo=self.state.memo,
+            q=q, k=k, v=v, x=self.state.block_input, layer=self.index, scale=scale,
+            num_prefix=self.num_prefix + self.state.num_registers, mask=mask, is_causal=is_causal, memo=self.state.memo,
         )  # fmt: skip
         self.state.block_input = None
         try:
@@ -81,6 +99,9 @@ class AttentionLayer(ABC):
 
     def attach(self, core: Attention) -> None:
         """Send this layer's attention through `core`, until detached or attached to another."""
+        if attached_layer(self.native) is self:
+            self.core = core
+            return
         self.detach()
         self.core = core
         self.state.attached.add(self.index)
@@ -94,6 +115,8 @@ class AttentionLayer(ABC):
             holder.state.attached.discard(holder.index)
             del holder.native.__dict__["forward"]
             holder.core = holder._hook = None
+            if not holder.state.attached:
+                holder.state.release()
 
     def _before_block(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         if self.index == min(self.state.attached):
