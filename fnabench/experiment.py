@@ -22,6 +22,7 @@ from fnabench.environment import device_name, library_versions
 from fnabench.errors import BadInputError
 from fnabench.identity import digest, digest_of_code, locations, settings
 from fnabench.models.base import Blueprint, Model
+from fnabench.token_masks import TokenMasks, read_masks
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,6 +100,8 @@ class Experiment:
         self.attention.check_model(self.blueprint.shapes)
         self.model.check()
         self.source.check()
+        if self.masks is not None:
+            self.masks.check(self.identity, self.blueprint.image_size)
 
     @cached_property
     def blueprint(self) -> Blueprint:
@@ -124,6 +127,11 @@ class Experiment:
         return self.source.training_split() or self.source
 
     @cached_property
+    def masks(self) -> TokenMasks | None:
+        """The stored masks that the variant takes; None where it takes none."""
+        return read_masks(self.attention.masks_folder) if self.attention.masks_folder else None
+
+    @cached_property
     def fit_key(self) -> str:
         """Hash of everything that changes what the task fits: the attention variant is no part of it."""
         names = ("task", "fitted_on", "model", "dtype", "device", "seed", "libraries", "code")
@@ -139,6 +147,7 @@ class Experiment:
             "calibrated_on": self.calibration_images.fingerprint() if self.calibration_images else None,
             "model": settings(self.model) | {"weights": self.model.weights_hash()},
             "attention": settings(self.attention),
+            "masks": self.masks.record.key if self.masks else None,
             "layers": self.layer_indices,
             "probe": settings(self.probe),
             "batch_size": self.batch_size,

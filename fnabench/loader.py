@@ -39,6 +39,8 @@ class Loader:
     num_workers: int
     device: torch.device
     dtype: torch.dtype
+    before_batch: Callable[[tuple[Sample, ...]], None] = lambda samples: None
+    """Told the samples of each batch before it is used."""
     on_batch: Callable[[int], None] = lambda num_samples: None
     """Told the number of samples each time a batch has been used."""
 
@@ -58,6 +60,7 @@ class Loader:
             if isinstance(collated, FnabenchError):
                 raise collated
             images, samples = collated
+            self.before_batch(samples)
             yield Batch(images=images.to(self.device, self.dtype, non_blocking=on_gpu), samples=samples)
             self.on_batch(len(samples))
 

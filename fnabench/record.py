@@ -61,7 +61,7 @@ class Record:
     fitted: str | None
     """SHA-256 of the head or feature bank that was fitted with exact attention; None where the task fits nothing."""
     calibration: dict[str, Any] | None = None
-    """What the variant found on calibration images, and whose they are; None where it needs none."""
+    """What the variant knew before its first forward: what it found on calibration images, or whose masks it took."""
     files: dict[str, str]
     """SHA-256 of each file beside the record."""
 

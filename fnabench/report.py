@@ -157,7 +157,7 @@ def _foot(outcome: Outcome) -> str:
     if record.calibration:
         found = record.calibration.items()
         numbers = ", ".join(f"{name}={value}" for name, value in found if not isinstance(value, list))
-        lines.append(f"calibrated: {numbers}; the rest is in the record")
+        lines.append(f"found before: {numbers}; all of it is in the record")
     gpu = record.environment.gpu
     lines.append(f"{gpu.name if gpu else record.environment.cpu}, {record.identity['dtype']}")
     lines.append(f"{'new record' if outcome.is_new else 'record exists, nothing was computed'}: {outcome.folder}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fnabench.attention.base import Attention, Calibrated
+from fnabench.contract import Task
 from fnabench.cost import Measurement, attach_alone, measure_cost
-from fnabench.data.base import Source
+from fnabench.data.base import Sample, Source
 from fnabench.device import is_out_of_memory
 from fnabench.environment import describe_environment
 from fnabench.experiment import Experiment
-from fnabench.loader import Loader
+from fnabench.loader import Batch, Loader
 from fnabench.models.base import Backbone
 from fnabench.progress import steps
 from fnabench.record import Record
@@ -70,7 +71,7 @@ def _obtain(
         status = "complete"
         try:
             fitted = fit(experiment, store, backbone)
-            calibrated = calibrate(experiment, backbone)
+            calibrated = prepare(experiment, backbone)
             attention, calibration = calibrated.attention, calibrated.found or None
             scores = evaluate(experiment, attention, backbone(), fitted.state if fitted else {})
             measurement = probe(experiment, attention, backbone()) if experiment.probe.num_rounds else None
@@ -97,9 +98,11 @@ def fit(experiment: Experiment, store: Store, backbone: Callable[[], Backbone]) 
     return fitted
 
 
-def calibrate(experiment: Experiment, backbone: Callable[[], Backbone]) -> Calibrated:
-    """The variant after it has seen its calibration images in the untouched model; as it is where it needs none."""
-    attention, source = experiment.attention, experiment.calibration_images
+def prepare(experiment: Experiment, backbone: Callable[[], Backbone]) -> Calibrated:
+    """The variant with stored masks, or after it has seen its calibration images in the untouched model."""
+    attention, source, masks = experiment.attention, experiment.calibration_images, experiment.masks
+    if masks is not None:
+        return Calibrated(attention=attention.with_masks(masks.ids, masks.masks), found=masks.origin)
     if source is None:
         return Calibrated(attention=attention, found={})
     model, wanted = backbone(), min(attention.num_calibration_images, len(source))
@@ -127,12 +130,21 @@ def probe(experiment: Experiment, attention: Attention, backbone: Backbone) -> M
             backbone,
             attention,
             [backbone.layers[index] for index in experiment.layer_indices],
-            experiment.task.forward,
+            partial(_forward, experiment.task),
             _loader(experiment, backbone, experiment.source, lambda _: None).first(experiment.probe.batch_size),
             experiment.probe,
             experiment.seed,
             on_step=lambda: advance(1),
         )
+
+
+def _forward(task: Task, backbone: Backbone, batch: Batch) -> object:
+    _tell(backbone, batch.samples)
+    return task.forward(backbone, batch)
+
+
+def _tell(backbone: Backbone, samples: Sequence[Sample]) -> None:
+    backbone.layers.tell([sample.id for sample in samples])
 
 
 def _loader(experiment: Experiment, backbone: Backbone, source: Source, on_batch: Callable[[int], None]) -> Loader:
@@ -143,6 +155,7 @@ def _loader(experiment: Experiment, backbone: Backbone, source: Source, on_batch
         num_workers=experiment.num_workers,
         device=experiment.device,
         dtype=experiment.dtype,
+        before_batch=partial(_tell, backbone),
         on_batch=on_batch,
     )
 

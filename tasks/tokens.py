@@ -107,7 +107,7 @@ class Tokens(Task):
             name: np.concatenate([_padded(each[name], name, num_rounds) for each in batches]) for name in batches[0]
         }
         blocks = self._blocks(len(backbone.layers))
-        arrays |= {"grid": np.array(grid), "groups": np.array(GROUPS), "blocks": np.array(blocks)}
+        arrays |= {"ids": np.array(ids), "grid": np.array(grid), "groups": np.array(GROUPS), "blocks": np.array(blocks)}
         arrays["suppression"] = np.ma.masked_invalid(arrays["suppression"]).mean(0).filled(np.nan)  # of who has both
         return Scores(
             metrics=_metrics(arrays, tuple(ids), compares=self.iterative),

@@ -39,6 +39,7 @@ LAYERS = (
     ("tasks.*",),
     ("record",),
     ("store", "references"),
+    ("token_masks",),
     ("experiment",),
     ("run",),
     ("report", "trackers", "leaderboard", "figures.*", "bench.*", "train.*"),

@@ -347,7 +347,7 @@ def test_the_record_says_what_was_found_and_whose_images_they_were(tmp_path, mon
     settings = {"attention__num_neurons": "3", "attention__min_gap": "0.01", "attention__num_images": "4"}
     code, out, _ = world.run(attention="exact_registers", **settings)
     assert code == 0
-    assert "calibrated: split=scored, num_neurons=3, num_images=4" in " ".join(out.split())
+    assert "found before: split=scored, num_neurons=3, num_images=4" in " ".join(out.split())
     record = next(r for r in map(read_record, world.records()) if r.attention == "exact_registers")
     assert len(record.calibration["neurons"]) == 3
     assert record.num_samples == NUM_IMAGES

@@ -35,6 +35,8 @@ class AttentionInputs:
     """As in scaled_dot_product_attention: bool (True = may attend) or additive, broadcastable to [B, H, N, N]."""
     is_causal: bool = False
     """No token attends to a later one; a mask then says which keys are no padding, [B, 1, 1, N], and both hold."""
+    ids: Sequence[str] = ()
+    """Which images these are, where the loader has told."""
     memo: dict[str, Any] = field(default_factory=dict)
     """Shared by the attached layers of one forward and empty at its start; landmarks live here."""
 
@@ -121,6 +123,15 @@ class Attention(ABC):
     def calibrate(self, layers: Sequence[AttentionLayer], forwards: Iterable[Callable[[], object]]) -> Calibrated:
         """The variant after it has seen these forwards of the untouched model, all of whose layers are given."""
         raise RuntimeError(f"{type(self).__name__} needs no calibration")
+
+    @property
+    def masks_folder(self) -> str | None:
+        """The folder of the record of task=tokens whose masks the variant takes; None where it takes none."""
+        return None
+
+    def with_masks(self, ids: Sequence[str], masks: Mapping[str, Bool[Tensor, "images N"]]) -> Attention:
+        """The variant with the masks of these images, by kind."""
+        raise RuntimeError(f"{type(self).__name__} takes no masks")
 
     def check(self, shape: AttentionShape) -> None:  # noqa: B027  (most variants fit every shape)
         """Raise ImpossibleError if the variant cannot run on layers of this shape."""

@@ -28,6 +28,8 @@ class ForwardState:
     memo: dict[str, Any] = field(default_factory=dict)
     """Emptied before the first attached layer of a forward, after the last, and when one raises."""
     block_input: Tensor | None = None
+    ids: Sequence[str] = ()
+    """Which images the forward runs on, where that has been told."""
     tower: list[AttentionLayer] = field(default_factory=list)
     """All layers of the model, attached or not, in order of depth."""
     num_registers: int = 0
@@ -85,7 +87,8 @@ class AttentionLayer(ABC):
             raise RuntimeError(f"layer {self.index} was called through the seam with nothing attached")
         inputs = AttentionInputs(
             q=q, k=k, v=v, x=self.state.block_input, layer=self.index, scale=scale,
-            num_prefix=self.num_prefix + self.state.num_registers, mask=mask, is_causal=is_causal, memo=self.state.memo,
+            num_prefix=self.num_prefix + self.state.num_registers, mask=mask, is_causal=is_causal,
+            ids=self.state.ids, memo=self.state.memo,
         )  # fmt: skip
         self.state.block_input = None
         try:
@@ -159,6 +162,11 @@ class LayerStack(Sequence[AttentionLayer]):
     def depths(self) -> tuple[int, ...]:
         """Number of layers of each tower: layers that share a forward share their state."""
         return tuple(Counter(id(layer.state) for layer in self).values())
+
+    def tell(self, ids: Sequence[str]) -> None:
+        """Say which images the next forwards run on."""
+        for layer in self:
+            layer.state.ids = ids
 
     def detach(self) -> None:
         """Detach every layer."""

@@ -56,6 +56,8 @@ class Registers(Attention):
         for name, least in (("num_registers", 1), ("num_neurons", 0), ("num_images", 1)):
             if getattr(self, name) < least:
                 raise BadInputError(f"attention.{name}={getattr(self, name)} must be at least {least}")
+        if self.inner.masks_folder is not None:
+            raise BadInputError("stored masks are of a model without test-time registers; use another detector")
         if self.min_gap <= 0 or (self.threshold is not None and self.threshold <= 0):
             raise BadInputError(
                 f"attention.min_gap={self.min_gap} and attention.threshold={self.threshold} must be above 0"
