@@ -31,6 +31,8 @@ class AttentionInputs:
     """Factor on the logits, usually 1/sqrt(D)."""
     num_prefix: int
     """Leading tokens that are no patches: CLS and registers."""
+    has_cls: bool | None = None
+    """Whether the first of them is CLS; None: if there is any."""
     mask: Tensor | None = None
     """As in scaled_dot_product_attention: bool (True = may attend) or additive, broadcastable to [B, H, N, N]."""
     is_causal: bool = False
@@ -39,6 +41,10 @@ class AttentionInputs:
     """Which images these are, where the loader has told."""
     memo: dict[str, Any] = field(default_factory=dict)
     """Shared by the attached layers of one forward and empty at its start; landmarks live here."""
+
+    def __post_init__(self) -> None:
+        if self.has_cls is None:
+            object.__setattr__(self, "has_cls", self.num_prefix > 0)
 
     def key_mask(self) -> Bool[Tensor, "B N"] | None:
         """The mask as one flag per key, True = may be attended; ImpossibleError where it is more than that.
@@ -69,9 +75,15 @@ class AttentionShape:
     head_dim: int
     num_channels: int
     num_prefix: int
+    has_cls: bool | None = None
+    """Whether the first prefix token is CLS; None: if there is any."""
     is_causal: bool = False
     num_neurons: int = 0
     """Hidden neurons of the block's MLP; 0 where the MLP is not understood."""
+
+    def __post_init__(self) -> None:
+        if self.has_cls is None:
+            object.__setattr__(self, "has_cls", self.num_prefix > 0)
 
     @property
     def num_pairs(self) -> int:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 class ForwardState:
     """What the attached layers of one model share while a forward runs."""
 
+    has_cls: bool = True
+    """Whether the model's prefix, where it has one, begins with a class token."""
+
     attached: set[int] = field(default_factory=set)
     """Indices of the layers that a variant is attached to."""
     memo: dict[str, Any] = field(default_factory=dict)
@@ -61,6 +64,11 @@ class AttentionLayer(ABC):
         self.core: Attention | None = None
         self._hook: Any = None
 
+    @property
+    def has_cls(self) -> bool:
+        """Whether token 0 is a class token."""
+        return self.state.has_cls and self.num_prefix > 0
+
     @abstractmethod
     def forward(self, x: Float[Tensor, "B N C"], *args: Any, **kwargs: Any) -> Float[Tensor, "B N C"]:
         """The native forward with `self.attend` in place of its attention core."""
@@ -87,7 +95,7 @@ class AttentionLayer(ABC):
             raise RuntimeError(f"layer {self.index} was called through the seam with nothing attached")
         inputs = AttentionInputs(
             q=q, k=k, v=v, x=self.state.block_input, layer=self.index, scale=scale,
-            num_prefix=self.num_prefix + self.state.num_registers, mask=mask, is_causal=is_causal,
+            num_prefix=self.num_prefix + self.state.num_registers, has_cls=self.has_cls, mask=mask, is_causal=is_causal,
             ids=self.state.ids, memo=self.state.memo,
         )  # fmt: skip
         self.state.block_input = None

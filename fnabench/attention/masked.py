@@ -87,7 +87,7 @@ class Masked(Attention):
         return {"token detection": self.find}
 
     def check(self, shape: AttentionShape) -> None:
-        if not shape.num_prefix and self._needs_cls:
+        if not shape.has_cls and self._needs_cls:
             setting = "tokens" if self.tokens in ("artifact", "both") else "detector"
             raise ImpossibleError(
                 f"attention.{setting}={getattr(self, setting)} looks at what CLS attends to, and this model has no CLS "

@@ -81,7 +81,7 @@ def growth(arrays: Arrays) -> Any:
             label = group if group != "cls" else "CLS"
             axes.plot(middle, color=colour, marker=marker, markersize=4, label=label)
             axes.fill_between(range(len(middle)), low, high, color=colour, alpha=0.15, linewidth=0)
-    tidy(left, "Norm of the block's input (mean, 10th to 90th percentile)", "block", "L2 norm")
+    tidy(left, "Norm before each block and after the last (mean, p10 to p90)", "block", "L2 norm")
     tidy(right, "Attention that one token receives (mean over queries, heads)", "block", "share of the attention")
     for axes in (left, right):
         axes.set_yscale("log")

@@ -44,7 +44,7 @@ class BundledLlava(Model):
 
     @property
     def offers(self) -> frozenset[str]:
-        return frozenset({"generate", "embed"})
+        return frozenset({"generate", "embed", "patches"})
 
     def check(self) -> None:
         _ = self._loaded  # the weights are small: reading them is the check
@@ -107,6 +107,14 @@ class BundledLlavaBackbone(Backbone):
         ids = torch.full((len(images), 1), ANSWER, device=images.device)
         output = self.module.model(input_ids=ids, past_key_values=cache)
         return output.last_hidden_state[:, -1]  # type: ignore[no-any-return]
+
+    def encode_patches(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B N C"]:
+        """Those of the vision tower's last block."""
+        return self.module.model.vision_tower(images).last_hidden_state[:, 1:]  # type: ignore[no-any-return]
+
+    def patch_grid(self, images: Float[Tensor, "B 3 height width"]) -> tuple[int, int]:
+        patch = self.module.config.vision_config.patch_size
+        return images.shape[-2] // patch, images.shape[-1] // patch
 
     def generate(
         self,

@@ -45,6 +45,7 @@ class TimmAttentionLayer(AttentionLayer):
             head_dim=self.native.head_dim,
             num_channels=self.native.qkv.in_features,
             num_prefix=self.num_prefix,
+            has_cls=self.has_cls,
             num_neurons=self.block.mlp.fc1.out_features if _has_plain_mlp(self.block) else 0,
         )
 
@@ -104,6 +105,7 @@ class EvaAttentionLayer(AttentionLayer):
             head_dim=self.native.head_dim,
             num_channels=self.native.proj.out_features,
             num_prefix=self.num_prefix,
+            has_cls=self.has_cls,
         )
 
     @property
@@ -124,7 +126,7 @@ def timm_layers(module: Any) -> LayerStack:
     blocks = getattr(module, "blocks", None)
     if blocks is None or not hasattr(module, "num_prefix_tokens"):
         raise ImpossibleError(f"{name} is not a timm Vision Transformer: it has no plain sequence of blocks")
-    state = ForwardState()
+    state = ForwardState(has_cls=getattr(module, "cls_token", None) is not None)
     layers = []
     for index, block in enumerate(blocks):
         native: Any = getattr(block, "attn", None)
