@@ -18,7 +18,7 @@ from fnabench.scores import SampleScores, Scores
 from fnabench.watch import DETECTORS, OPERATORS, PATTERNS, BlockView, Intervention, residual_norms, watch
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -120,6 +120,7 @@ class Tokens(Task):
         )
 
     def forward(self, backbone: Backbone, batch: Batch) -> Float[Tensor, "B N C"]:
+        backbone.layers.tell([sample.id for sample in batch.samples])
         return backbone.encode_patches(batch.images)
 
     def _examine(self, backbone: Backbone, batch: Batch) -> dict[str, NDArray[Any]]:
@@ -162,22 +163,38 @@ class Tokens(Task):
         detect: int,
         start: int,
     ) -> tuple[Bool[Tensor, "B N"], dict[str, Tensor]]:
-        """T after the last round, and the curves over the rounds, of which the first is the model as it is."""
+        """T after the last round, and the curves over the rounds, of which the first is the model as it is.
+
+        Only images of which a token more was taken run again; the others stay as their last round left them.
+        """
         masked = torch.zeros_like(massive)
+        active = torch.arange(len(massive), device=massive.device)
         curves = [_point(views, detect, masked)]
         for _ in range(self.rounds if self.iterative else 1):
-            more = views[detect].strongest(masked, self.min_gap) if self.iterative else massive
             if self.operator != "zero":
-                if not more.any():
-                    break
-                masked = masked | more
+                more = views[detect].strongest(masked[active], self.min_gap) if self.iterative else massive
+                changed = more.any(1)
+                active = active[changed]
+                masked[active] |= more[changed]
+            if not len(active):
+                break
             intervention = Intervention(
-                tokens=masked, start_block=start, operator=self.operator, pattern=self.pattern, keep_bias=self.keep_bias
+                tokens=masked[active],
+                start_block=start,
+                operator=self.operator,
+                pattern=self.pattern,
+                keep_bias=self.keep_bias,
             )
             with watch(backbone.layers, intervention) as views:
-                self.forward(backbone, batch)
-            curves.append(_point(views, detect, masked))
+                self.forward(backbone, _part(batch, active))
+            point = _point(views, detect, masked[active])
+            curves.append({name: curves[-1][name].index_copy(0, active, point[name]) for name in point})
         return masked, {f"round_{name}": torch.stack([point[name] for point in curves], 1) for name in curves[0]}
+
+
+def _part(batch: Batch, chosen: Int[Tensor, " b"]) -> Batch:
+    samples = tuple(batch.samples[index] for index in chosen.tolist())
+    return Batch(images=batch.images[chosen], samples=samples)
 
 
 def _point(views: Mapping[int, BlockView], detect: int, masked: Bool[Tensor, "B N"]) -> dict[str, Tensor]:
