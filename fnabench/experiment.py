@@ -91,6 +91,10 @@ class Experiment:
         names = {**self.names, "attention": "exact"}
         return self if self.is_twin else replace(self, attention=Exact(), layers="all", names=names)
 
+    def settled(self) -> Experiment:
+        """The same with a variant whose blocks are numbers of this model's."""
+        return replace(self, attention=self.attention.in_model(len(self.blueprint.shapes)))
+
     def check(self) -> None:
         """Refuse what cannot be run, before weights or images are read."""
         self.task.check(self.model, self.blueprint, self.source)

@@ -44,6 +44,7 @@ class Outcome:
 
 def run(experiment: Experiment, store: Store, *, rerun: bool = False) -> Outcome:
     """The record of an experiment, from the store or computed now; its exact twin's is had first."""
+    experiment = experiment.settled()
     experiment.check()
     backbone = cache(lambda: experiment.model.load(experiment.device, experiment.dtype))
     twin = experiment.twin()

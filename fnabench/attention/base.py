@@ -123,6 +123,10 @@ class Attention(ABC):
             layer.state.release()
             layer.attach(self)
 
+    def in_model(self, num_blocks: int) -> Attention:
+        """The variant for a model of so many blocks: those counted from the end, as -1 is the last, by their number."""
+        return self
+
     def around(self, core: Attention) -> Attention:
         """Another core in the surroundings that this variant makes for its own; itself where it makes none."""
         return core

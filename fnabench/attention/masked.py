@@ -60,7 +60,9 @@ class Masked(Attention):
     detect_block: int | None = None
     """T is what is found here and holds for the rest of the forward; None finds it anew in each block."""
     start_block: int | None = None
-    """The first block in which T is masked; None masks in every replaced block that knows T."""
+    """The first block in which T is masked; None masks in every replaced block that knows T.
+
+    Both count from 0, and in a configuration also from the end: -1 is the last block."""
     inner: Attention
 
     def __post_init__(self) -> None:
@@ -75,8 +77,9 @@ class Masked(Attention):
             )
         if self.ratio <= 0 or self.min_gap <= 0:
             raise BadInputError(f"attention.ratio={self.ratio} and attention.min_gap={self.min_gap} must be above 0")
-        blocks = () if self.detector == STORED else (self.detect_block, self.start_block)
-        if blocks and None not in blocks and self.detect_block > self.start_block:  # type: ignore[operator]
+        detect, start = self.detect_block, self.start_block
+        looks = self.detector != STORED and detect is not None and start is not None
+        if looks and (detect < 0) == (start < 0) and detect > start:  # type: ignore[operator]
             raise BadInputError(
                 f"attention.start_block={self.start_block} masks what is found in attention.detect_block="
                 f"{self.detect_block} only later; choose a start_block of at least {self.detect_block}"
@@ -134,6 +137,11 @@ class Masked(Attention):
     @property
     def masks_folder(self) -> str | None:
         return self.masks
+
+    def in_model(self, num_blocks: int) -> Masked:
+        blocks = {name: getattr(self, name) for name in ("detect_block", "start_block")}
+        counted = {name: block + num_blocks for name, block in blocks.items() if block is not None and block < 0}
+        return replace(self, **counted, inner=self.inner.in_model(num_blocks))
 
     def with_masks(self, ids: Sequence[str], masks: Mapping[str, Bool[Tensor, "images N"]]) -> Masked:
         kinds = ("massive", "artifact") if self.tokens == "both" else (self.tokens,)

@@ -108,6 +108,9 @@ class Registers(Attention):
         self.inner.attach(chosen)
         _surround(state, self.num_registers, self.neurons)
 
+    def in_model(self, num_blocks: int) -> Attention:
+        return replace(self, inner=self.inner.in_model(num_blocks))
+
     def around(self, core: Attention) -> Attention:
         return replace(self, inner=core)
 
