@@ -63,10 +63,11 @@ report-tokens: setup  ## massive and artifact tokens of ViT-Ti and the bundled C
 	$(MAKE) report-tokens-of MODEL=clip DATA=scenes
 
 report-tokens-of: setup
-	$(BIN)/python -m fnabench task=tokens model=$(MODEL) data=$(DATA) data.limit=500 attention=exact probe=none
-	$(BIN)/python -m fnabench +experiment=masking_sweep model=$(MODEL) data=$(DATA)
+	$(BIN)/python -m fnabench task=tokens model=$(MODEL) data=$(DATA) data.limit=500 attention=exact \
+	  probe=none tracker=none
+	$(BIN)/python -m fnabench +experiment=masking_sweep model=$(MODEL) data=$(DATA) tracker=none
 	$(BIN)/python -m fnabench -m task=classification model=$(MODEL) data=$(DATA) data.limit=500 \
-	  attention=fna,exact_registers,fna_registers probe=none
+	  attention=fna,exact_registers,fna_registers probe=none tracker=none
 	$(BIN)/python -m fnabench figures tokens results/tokens/$(DATA)/$(MODEL) \
 	  --masking results/classification/$(DATA)/$(MODEL) --formats png --out results/tokens/$(DATA)/$(MODEL)
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 BLACK, ORANGE, BLUE, GREY, GREEN, PURPLE = "#000000", "#D55E00", "#0072B2", "#7F7F7F", "#009E73", "#CC79A7"
 """Of the palette of Okabe and Ito."""
+LOOK = {"cls": (BLACK, "o"), "massive": (ORANGE, "^"), "artifact": (BLUE, "s"), "normal": (GREY, "v")}
+"""Colour and marker of each group."""
 FORMATS = ("png", "svg")
 
 
