@@ -9,7 +9,7 @@ export FNABENCH_ASSETS
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: help setup demo test check format wheel bench bench-fna bench-gpu bench-loader train-bundled test-slurm verify
-.PHONY: leaderboard clean
+.PHONY: leaderboard clean report-tokens report-tokens-of
 
 help:  ## the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*##(.*)/\1\t\2/' | expand -t 16
@@ -58,6 +58,19 @@ test-slurm: setup  ## a sweep through a real one-node Slurm (installs Debian's p
 
 bench-loader: setup  ## images/s of the loader beside the encoder's, for more and more worker processes
 	$(BIN)/python -m fnabench.bench.loader
+
+report-tokens: setup  ## massive and artifact tokens of ViT-Ti and the bundled CLIP, and masking them; writes results/tokens/
+	$(MAKE) report-tokens-of MODEL=vit_tiny DATA=imagenet_sample
+	$(MAKE) report-tokens-of MODEL=clip DATA=scenes
+
+report-tokens-of: setup
+	$(BIN)/python -m fnabench task=tokens model=$(MODEL) data=$(DATA) data.limit=500 attention=exact \
+	  probe=none tracker=none
+	$(BIN)/python -m fnabench +experiment=masking_sweep model=$(MODEL) data=$(DATA) tracker=none
+	$(BIN)/python -m fnabench -m task=classification model=$(MODEL) data=$(DATA) data.limit=500 \
+	  attention=fna,exact_registers,fna_registers probe=none tracker=none
+	$(BIN)/python -m fnabench figures tokens results/tokens/$(DATA)/$(MODEL) \
+	  --masking results/classification/$(DATA)/$(MODEL) --formats png --out results/tokens/$(DATA)/$(MODEL)
 
 verify: setup  ## the bundled CLIP's exact attention against its card, on a few scenes
 	$(BIN)/python -m fnabench verify --quick model=clip data=scenes

@@ -116,7 +116,7 @@ class TowerCost:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Calibration:
+class Search:
     """A backbone, a variant for it, and what the two are compared on."""
 
     backbone: Backbone

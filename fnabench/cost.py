@@ -112,6 +112,9 @@ def measure_cost(
     device = batch.images.device
     with torch.inference_mode():
         captured = capture_inputs(backbone, layers, forward, batch)
+        own = captured  # what the variant's cores are given
+        if attention.around(free) is not free:
+            own = capture_inputs(backbone, layers, forward, batch, attention.around)
         backend = fastest_backend(captured[0], device)
 
         def end_to_end(core: Attention) -> Arm:
@@ -126,12 +129,14 @@ def measure_cost(
             return Arm(
                 prepare=lambda: None,
                 run=partial(
-                    run_preferring, backend if isinstance(core, Exact) else None, partial(run_cores, core, captured)
+                    run_preferring,
+                    backend if isinstance(core, Exact) else None,
+                    partial(run_cores, core, own if core is attention else captured),
                 ),
             )
 
         def part_alone(part: Callable[[AttentionInputs], object]) -> Arm:
-            return Arm(prepare=lambda: None, run=partial(run_cores, part, captured))
+            return Arm(prepare=lambda: None, run=partial(run_cores, part, own))
 
         variant = "exact" if attention == exact else "variant"  # which needs no second look at itself
         compared = {"exact": exact, variant: attention}
@@ -143,7 +148,8 @@ def measure_cost(
         cores = interleave(arms, probe.num_rounds, device, seed, on_step)
         one = Batch(images=batch.images[:1], samples=batch.samples[:1])
         sequences = _sequences_of_one(backbone, layers, forward, one)
-        macs_without = _macs_without_attention(backbone, layers, forward, one)
+        macs_without = _macs_without_attention(backbone, layers, forward, one, free)
+        own_macs_without = _macs_without_attention(backbone, layers, forward, one, attention.around(free))
     exact_macs = macs_without + sum(attention_macs(exact, shapes) for shapes in sequences)
     memories = {
         name: _memory(backbone, core, layers, forward, batch) if probe.memory else None
@@ -169,7 +175,7 @@ def measure_cost(
         ceiling=median_ratio(exact_times, whole.per_round("free"), seed),
         memory=memories[variant],
         exact_memory=memories["exact"],
-        macs=macs_without + sum(attention_macs(attention, shapes) for shapes in sequences),
+        macs=own_macs_without + sum(attention_macs(attention, shapes) for shapes in sequences),
         exact_macs=exact_macs,
         ceiling_macs=exact_macs / macs_without,
         crossover_tokens=crossover_tokens(attention, exact, sequences[0]),
@@ -184,11 +190,15 @@ def attach_alone(backbone: Backbone, core: Attention, layers: Sequence[Attention
 
 
 def capture_inputs(
-    backbone: Backbone, layers: Sequence[AttentionLayer], forward: Forward, batch: Batch
+    backbone: Backbone,
+    layers: Sequence[AttentionLayer],
+    forward: Forward,
+    batch: Batch,
+    around: Callable[[Attention], Attention] = lambda core: core,
 ) -> list[AttentionInputs]:
-    """What the cores of these layers are given in one exact forward."""
+    """What the cores of these layers are given in one forward with exact attention, in a variant's surroundings."""
     recorder = _Recorder(captured=[])
-    attach_alone(backbone, recorder, layers)
+    attach_alone(backbone, around(recorder), layers)
     forward(backbone, batch)
     backbone.layers.detach()
     return recorder.captured
@@ -223,9 +233,11 @@ def _sequences_of_one(
     ]
 
 
-def _macs_without_attention(backbone: Backbone, layers: Sequence[AttentionLayer], forward: Forward, one: Batch) -> int:
+def _macs_without_attention(
+    backbone: Backbone, layers: Sequence[AttentionLayer], forward: Forward, one: Batch, free: Attention
+) -> int:
     """For one image: everything but the cores of these layers."""
-    attach_alone(backbone, Free(), layers)
+    attach_alone(backbone, free, layers)
     macs = count_macs(partial(forward, backbone, one))
     backbone.layers.detach()
     return macs

@@ -24,6 +24,7 @@ from fnabench.errors import BadInputError
 from fnabench.identity import digest, digest_of_code, locations, settings
 from fnabench.models.base import Blueprint, Model
 from fnabench.models.weights_file import hash_file
+from fnabench.token_masks import TokenMasks, read_masks
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,6 +111,10 @@ class Experiment:
             choice=choice,
         )
 
+    def settled(self) -> Experiment:
+        """The same with a variant whose blocks are numbers of this model's."""
+        return replace(self, attention=self.attention.in_model(len(self.blueprint.shapes)))
+
     def check(self) -> None:
         """Refuse what cannot be run, before weights or images are read."""
         self.task.check(self.model, self.blueprint, self.source)
@@ -118,8 +123,13 @@ class Experiment:
         for index in self.layer_indices:
             self.attention.check(self.blueprint.shapes[index])
         self.attention.check_layers(self.layer_indices)
+        self.attention.check_model(self.blueprint.shapes)
         self.model.check()
         self.source.check()
+        if self.is_calibrated:
+            self.calibration_images.check()
+        if self.masks is not None:
+            self.masks.check(self.identity, self.blueprint.image_size)
 
     @cached_property
     def blueprint(self) -> Blueprint:
@@ -135,6 +145,22 @@ class Experiment:
     def training_split(self) -> Source | None:
         """What the task fits on; None where it fits nothing."""
         return self.source.training_split() if self.task.fits(self.model) else None
+
+    @cached_property
+    def calibration_images(self) -> Source:
+        """Where a variant or a budget finds images to look at: the training split, or the data itself; never at
+        labels."""
+        return self.source.training_split() or self.source
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether it looks at any."""
+        return self.budget is not None or self.attention.num_calibration_images > 0
+
+    @cached_property
+    def masks(self) -> TokenMasks | None:
+        """The stored masks that the variant takes; None where it takes none."""
+        return read_masks(self.attention.masks_folder) if self.attention.masks_folder else None
 
     @cached_property
     def fit_key(self) -> str:
@@ -156,8 +182,10 @@ class Experiment:
             "data": self.source.fingerprint(),
             "fitted_on": self.training_split.fingerprint() if self.training_split else None,
             "fitted_file": hash_file(path) if (path := self.task.fitted_file) else None,
+            "calibrated_on": self.calibration_images.fingerprint() if self.is_calibrated else None,
             "model": settings(self.model) | {"weights": self.model.weights_hash()},
             "attention": settings(self.attention),
+            "masks": self.masks.record.key if self.masks else None,
             "layers": self.layer_indices,
             **({"budget": settings(self.budget)} if self.budget else {}),
             **({"choice": asdict(self.choice)} if self.choice else {}),

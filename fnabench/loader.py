@@ -42,6 +42,8 @@ class Loader:
     num_workers: int
     device: torch.device
     dtype: torch.dtype
+    before_batch: Callable[[tuple[Sample, ...]], None] = lambda samples: None
+    """Told the samples of each batch before it is used."""
     on_batch: Callable[[int], None] = lambda num_samples: None
     """Told the number of samples each time a batch has been used."""
 
@@ -63,7 +65,9 @@ class Loader:
             images, samples = collated
             for part, places in split_by_size(images):
                 moved = part.to(self.device, self.dtype, non_blocking=on_gpu)
-                yield Batch(images=moved, samples=tuple(samples[place] for place in places))
+                batch = Batch(images=moved, samples=tuple(samples[place] for place in places))
+                self.before_batch(batch.samples)
+                yield batch
                 self.on_batch(len(places))
 
     def first(self, size: int) -> Batch:

@@ -61,6 +61,8 @@ class Record:
     fitted: str | None
     """SHA-256 of the head or feature bank that was fitted with exact attention, or of the file that a released head was
     read from; None where the task needs neither."""
+    calibration: dict[str, Any] | None = None
+    """What the variant knew before its first forward: what it found on calibration images, or whose masks it took."""
     files: dict[str, str]
     """SHA-256 of each file beside the record."""
 

@@ -166,6 +166,10 @@ def _foot(outcome: Outcome) -> str:
             f"batch {cost.batch_size}, {cost.num_rounds} rounds of ABBA, warm-up {steady}, "
             f"exact by {cost.sdpa_backend}; fewer MACs than exact from {crossover}; x above 1: better than exact"
         )
+    if record.calibration:
+        found = record.calibration.items()
+        numbers = ", ".join(f"{name}={value}" for name, value in found if not isinstance(value, list))
+        lines.append(f"found before: {numbers}; all of it is in the record")
     gpu = record.environment.gpu
     lines.append(f"{gpu.name if gpu else record.environment.cpu}, {record.identity['dtype']}")
     lines.append(f"{'new record' if outcome.is_new else 'record exists, nothing was computed'}: {outcome.folder}")

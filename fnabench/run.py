@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fnabench.budget import Budget, Calibration, Choice
+from fnabench.attention.base import Attention, Calibrated
+from fnabench.budget import Budget, Choice, Search
+from fnabench.contract import Task
 from fnabench.cost import Measurement, attach_alone, measure_cost
-from fnabench.data.base import Source
+from fnabench.data.base import Sample, Source
 from fnabench.device import is_out_of_memory
 from fnabench.environment import describe_environment
 from fnabench.experiment import Experiment
-from fnabench.loader import Loader
+from fnabench.loader import Batch, Loader
 from fnabench.models.base import Backbone
 from fnabench.models.weights_file import hash_file
 from fnabench.progress import steps
@@ -44,6 +47,7 @@ class Outcome:
 
 def run(experiment: Experiment, store: Store, *, rerun: bool = False) -> Outcome:
     """The record of an experiment, from the store or computed now; its exact twin's is had first."""
+    experiment = experiment.settled()
     experiment.check()
     backbone = cache(lambda: experiment.model.load(experiment.device, experiment.dtype))
     if experiment.budget is not None:
@@ -69,17 +73,20 @@ def _obtain(
         fitted: Fitted | None = None
         scores: Scores | None = None
         measurement: Measurement | None = None
+        calibration: dict[str, Any] | None = None
         status = "complete"
         try:
             fitted = fit(experiment, store, backbone)
             backbone().text_memory = TextMemory(store=store, key=experiment.text_key)
-            scores = evaluate(experiment, backbone(), fitted.state if fitted else {})
-            measurement = probe(experiment, backbone()) if experiment.probe.num_rounds else None
+            calibrated = prepare(experiment, backbone)
+            attention, calibration = calibrated.attention, calibrated.found or None
+            scores = evaluate(experiment, attention, backbone(), fitted.state if fitted else {})
+            measurement = probe(experiment, attention, backbone()) if experiment.probe.num_rounds else None
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             status = "out of memory"
-        record = _record(experiment, exact, store, scores, measurement, status, fitted)
+        record = _record(experiment, exact, store, scores, measurement, status, fitted, calibration)
         timings = {"end to end": measurement.end_to_end, "attention": measurement.attention} if measurement else {}
         return store.save(record, scores, timings), True
 
@@ -105,13 +112,12 @@ def choose(experiment: Experiment, budget: Budget, store: Store, backbone: Calla
     """What the budget comes to on this model and device: from the store, or found out now."""
     with store.lock(experiment.key):
         if (fitted := store.find_fitted(experiment.key)) is None:
-            source = experiment.source.training_split() or experiment.source
-            source.check()
+            source = experiment.calibration_images
             images = _loader(experiment, backbone(), source).first(min(budget.num_images, len(source))).images
             batch = _loader(experiment, backbone(), experiment.source).first(experiment.probe.batch_size)
             most = len(budget.num_landmarks) + len(backbone().layers)
             with steps("choosing landmarks and layers", most) as advance:
-                calibration = Calibration(
+                search = Search(
                     backbone=backbone(),
                     attention=experiment.attention,
                     chunks=torch.split(images, experiment.batch_size),
@@ -120,31 +126,57 @@ def choose(experiment: Experiment, budget: Budget, store: Store, backbone: Calla
                     seed=experiment.seed,
                     on_step=lambda: advance(1),
                 )
-                fitted = store.save_fitted(experiment.key, calibration.choose(budget).state())
+                fitted = store.save_fitted(experiment.key, search.choose(budget).state())
     return Choice.of(fitted.state)
 
 
-def evaluate(experiment: Experiment, backbone: Backbone, fitted: Mapping[str, Tensor]) -> Scores:
+def prepare(experiment: Experiment, backbone: Callable[[], Backbone]) -> Calibrated:
+    """The variant with stored masks, or after it has seen its calibration images in the untouched model."""
+    attention, source, masks = experiment.attention, experiment.calibration_images, experiment.masks
+    if masks is not None:
+        return Calibrated(attention=attention.with_masks(masks.ids, masks.masks), found=masks.origin)
+    if not attention.num_calibration_images:
+        return Calibrated(attention=attention, found={})
+    model, wanted = backbone(), min(attention.num_calibration_images, len(source))
+    model.layers.detach()
+    with torch.inference_mode(), steps("calibration", wanted) as advance:
+        images = _loader(replace(experiment, batch_size=1), model, source, advance)
+        forwards = (partial(experiment.task.forward, model, image) for image in islice(images, wanted))
+        calibrated = attention.calibrate(model.layers, forwards)
+    split = "scored" if source is experiment.source else "training"
+    return replace(calibrated, found={"split": split} | calibrated.found)
+
+
+def evaluate(experiment: Experiment, attention: Attention, backbone: Backbone, fitted: Mapping[str, Tensor]) -> Scores:
     """The accuracy pass: the task's protocol over the whole data set."""
-    attach_alone(backbone, experiment.attention, [backbone.layers[index] for index in experiment.layer_indices])
+    attach_alone(backbone, attention, [backbone.layers[index] for index in experiment.layer_indices])
     with torch.inference_mode(), steps(f"accuracy, {experiment.names['attention']}", len(experiment.source)) as advance:
         return experiment.task.evaluate(backbone, _loader(experiment, backbone, experiment.source, advance), fitted)
 
 
-def probe(experiment: Experiment, backbone: Backbone) -> Measurement:
+def probe(experiment: Experiment, attention: Attention, backbone: Backbone) -> Measurement:
     """The cost pass: exact and variant on the same batch, already on the device."""
     total = 2 * (experiment.probe.num_rounds + MOST_WARM_UP_ROUNDS)
     with steps(f"cost, {experiment.names['attention']} beside exact", total) as advance:
         return measure_cost(
             backbone,
-            experiment.attention,
+            attention,
             [backbone.layers[index] for index in experiment.layer_indices],
-            experiment.task.forward,
+            partial(_forward, experiment.task),
             _loader(experiment, backbone, experiment.source).first(experiment.probe.batch_size),
             experiment.probe,
             experiment.seed,
             on_step=lambda: advance(1),
         )
+
+
+def _forward(task: Task, backbone: Backbone, batch: Batch) -> object:
+    _tell(backbone, batch.samples)
+    return task.forward(backbone, batch)
+
+
+def _tell(backbone: Backbone, samples: Sequence[Sample]) -> None:
+    backbone.layers.tell([sample.id for sample in samples])
 
 
 def _loader(
@@ -157,6 +189,7 @@ def _loader(
         num_workers=experiment.num_workers,
         device=experiment.device,
         dtype=experiment.dtype,
+        before_batch=partial(_tell, backbone),
         on_batch=on_batch,
     )
 
@@ -169,6 +202,7 @@ def _record(
     measurement: Measurement | None,
     status: str,
     fitted: Fitted | None,
+    calibration: dict[str, Any] | None,
 ) -> Record:
     comparisons = {}
     if exact is not None and scores is not None:
@@ -200,5 +234,6 @@ def _record(
         cost=measurement.cost if measurement else None,
         environment=describe_environment(experiment.device),
         fitted=fitted.sha256 if fitted else None,
+        calibration=calibration,
         files={},
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -45,8 +45,6 @@ class Intervention:
 class GroupView:
     """What one block does with groups of tokens; NaN where a group is empty. An intervention is not looked at."""
 
-    norms: Float[Tensor, "B G"]
-    """L2 norms of the block's input, mean over the group."""
     received: Float[Tensor, "B G"]
     """What one token of the group is given, mean over the group, all queries and heads."""
     suppression: Float[Tensor, "B H G G"]
@@ -59,6 +57,7 @@ class BlockView:
     """What one block was given in one forward."""
 
     num_prefix: int
+    has_cls: bool
     norms: Float[Tensor, "B N"]
     """L2 norms of the block's input, the residual stream."""
     logits: Float[Tensor, "B H N"] | None
@@ -66,6 +65,8 @@ class BlockView:
     attention: Float[Tensor, "B N"] | None
     """What CLS gives each token under the intervention, mean over heads."""
     groups: GroupView | None
+    output_norms: Float[Tensor, "B N"] | None = None
+    """L2 norms of the block's output, of the last block; None of the others, whose output is the next one's input."""
 
     def massive(self, detector: str, ratio: float, min_gap: float) -> Bool[Tensor, "B N"]:
         """The massive tokens by what CLS attends to ("cls") or by the norms ("norm")."""
@@ -93,6 +94,13 @@ class BlockView:
         return torch.zeros_like(masked).scatter(1, best, passing.gather(1, best))
 
 
+def residual_norms(views: Mapping[int, BlockView]) -> Float[Tensor, "B L+1 N"]:
+    """L2 norms of the residual stream before each block and after the last."""
+    blocks = [views[block] for block in sorted(views)]
+    norms = [*(view.norms for view in blocks), blocks[-1].output_norms]
+    return torch.stack([each for each in norms if each is not None], 1)
+
+
 @contextmanager
 def watch(
     layers: Iterable[AttentionLayer],
@@ -102,14 +110,17 @@ def watch(
     """Fill a view of each block in each forward; afterwards the layers have what was attached to them before."""
     views: dict[int, BlockView] = {}
     silenced = intervention is not None and intervention.operator == "zero" and not intervention.keep_bias
+    watched = tuple(layers)
     with ExitStack() as undo:
-        for layer in layers:
+        for layer in watched:
             core = layer.core
             undo.callback(_restore, layer, core)
             if silenced and intervention is not None and layer.index >= intervention.start_block:
                 undo.callback(layer.output_projection.register_forward_hook(_nothing).remove)
             inner = core or Exact()
             layer.attach(_Watched(inner=inner, layer=layer, views=views, intervention=intervention, groups=groups))
+        keep = _KeepOutput(watched[-1].index, views)
+        undo.callback(watched[-1].block.register_forward_hook(keep, prepend=True).remove)
         yield views
 
 
@@ -142,7 +153,7 @@ class _Watched(Attention):
         return self.inner.macs(shape, num_layers)
 
     def _view(self, inputs: AttentionInputs, active: Intervention | None) -> BlockView:
-        logits = cls_logits(inputs.q, inputs.k, inputs.scale) if inputs.num_prefix else None
+        logits = cls_logits(inputs.q, inputs.k, inputs.scale) if inputs.has_cls else None
         attention = None if logits is None else cls_attention(logits)
         if logits is not None and active and active.operator == "mask":
             attention = cls_attention(logits, active.tokens)
@@ -150,6 +161,7 @@ class _Watched(Attention):
             attention = attention.masked_fill(active.tokens, 0)
         return BlockView(
             num_prefix=inputs.num_prefix,
+            has_cls=bool(inputs.has_cls),
             norms=inputs.x.float().norm(dim=-1),
             logits=logits,
             attention=attention,
@@ -157,6 +169,15 @@ class _Watched(Attention):
             if self.groups is None
             else _view_groups(inputs, self.groups.float(), self.layer.output_projection.weight),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _KeepOutput:
+    last: int
+    views: dict[int, BlockView]
+
+    def __call__(self, _: nn.Module, __: object, output: Float[Tensor, "B N C"]) -> None:
+        self.views[self.last] = replace(self.views[self.last], output_norms=output.float().norm(dim=-1))
 
 
 def _intervene(inner: Attention, inputs: AttentionInputs, active: Intervention) -> Float[Tensor, "B H N D"]:
@@ -184,7 +205,6 @@ def _view_groups(inputs: AttentionInputs, groups: Float[Tensor, "B G N"], weight
     by_head = weight.float().reshape(-1, v.shape[1], v.shape[3])  # [C, H, D]
     written = torch.einsum("bhgd,chd->bhgc", values, by_head)
     return GroupView(
-        norms=(of_group @ norms)[..., 0],
         received=(of_group @ _received(inputs)[..., None])[..., 0],
         suppression=torch.einsum("bac,bhgc->bhag", of_group @ (x / norms), written),
     )

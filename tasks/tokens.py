@@ -15,10 +15,10 @@ from fnabench.errors import BadInputError, ImpossibleError, one_of
 from fnabench.loader import Batch, Loader
 from fnabench.models.base import Backbone, Blueprint, Model
 from fnabench.scores import SampleScores, Scores
-from fnabench.watch import DETECTORS, OPERATORS, PATTERNS, BlockView, Intervention, watch
+from fnabench.watch import DETECTORS, OPERATORS, PATTERNS, BlockView, Intervention, residual_norms, watch
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -76,7 +76,7 @@ class Tokens(Task):
 
     @property
     def needs_of_model(self) -> frozenset[str]:
-        return frozenset({"embed", "patches"})
+        return frozenset({"patches"})
 
     @property
     def needs_of_data(self) -> frozenset[str]:
@@ -85,11 +85,13 @@ class Tokens(Task):
     def check(self, model: Model, blueprint: Blueprint, source: Source) -> None:
         super().check(model, blueprint, source)
         num_blocks = len(blueprint.shapes)
+        if any(shape.is_causal for shape in blueprint.shapes):
+            raise ImpossibleError("task=tokens looks into a vision tower, not into a decoder; give model.scope=vision")
         for name in ("detect_block", "start_block"):
             block = getattr(self, name)
             if block is not None and not 0 <= block < num_blocks:
                 raise ImpossibleError(f"task.{name}={block} is no block of this model; allowed: 0..{num_blocks - 1}")
-        if self.detector == "cls" and not blueprint.shapes[0].num_prefix:
+        if self.detector == "cls" and not blueprint.shapes[0].has_cls:
             raise ImpossibleError(
                 "task.detector=cls looks at what CLS attends to, and this model has no CLS token; "
                 "use task.detector=norm"
@@ -107,7 +109,7 @@ class Tokens(Task):
             name: np.concatenate([_padded(each[name], name, num_rounds) for each in batches]) for name in batches[0]
         }
         blocks = self._blocks(len(backbone.layers))
-        arrays |= {"grid": np.array(grid), "groups": np.array(GROUPS), "blocks": np.array(blocks)}
+        arrays |= {"ids": np.array(ids), "grid": np.array(grid), "groups": np.array(GROUPS), "blocks": np.array(blocks)}
         arrays["suppression"] = np.ma.masked_invalid(arrays["suppression"]).mean(0).filled(np.nan)  # of who has both
         return Scores(
             metrics=_metrics(arrays, tuple(ids), compares=self.iterative),
@@ -117,31 +119,31 @@ class Tokens(Task):
             rows=_rows(arrays, ids),
         )
 
-    def forward(self, backbone: Backbone, batch: Batch) -> Float[Tensor, "B E"]:
-        return backbone.encode_image(batch.images)
+    def forward(self, backbone: Backbone, batch: Batch) -> Float[Tensor, "B N C"]:
+        backbone.layers.tell([sample.id for sample in batch.samples])
+        return backbone.encode_patches(batch.images)
 
     def _examine(self, backbone: Backbone, batch: Batch) -> dict[str, NDArray[Any]]:
         """Everything about the images of one batch, by name: [B, ...]."""
         detect, start = self._blocks(len(backbone.layers))
         with watch(backbone.layers) as plain:
             self.forward(backbone, batch)
-        has_cls = plain[detect].attention is not None
         found = {
             f"massive_{detector}": plain[detect].massive(detector, self.ratio, self.min_gap)
-            for detector in (DETECTORS if has_cls else DETECTORS[:1])
+            for detector in (DETECTORS if plain[detect].has_cls else DETECTORS[:1])
         }
         massive = found[f"massive_{self.detector}"]
-        if has_cls:
+        if plain[detect].has_cls:
             found["one_pass"] = plain[detect].artifacts(massive)
         masked, curves = self._intervene(backbone, batch, dict(plain), massive, detect, start)
         artifact = masked & ~massive if self.iterative else found.get("one_pass", torch.zeros_like(massive))
-        groups = _groups(massive, artifact, plain[detect].num_prefix)
+        groups = _groups(massive, artifact, plain[detect])
         with watch(backbone.layers, groups=groups) as grouped:
             self.forward(backbone, batch)
         by_block = [view.groups for _, view in sorted(grouped.items()) if view.groups]
         found |= {"massive": massive, "artifact": artifact} | curves
         found |= {
-            "norms": torch.stack([view.norms for view in by_block], 1),  # [B, L, G]
+            "norms": _mean_norms(residual_norms(grouped), groups),  # [B, L + 1, G]
             "received": torch.stack([view.received for view in by_block], 1),  # [B, L, G]
             "suppression": torch.stack([view.suppression for view in by_block], 1),  # [B, L, H, G, G]
         }
@@ -161,52 +163,74 @@ class Tokens(Task):
         detect: int,
         start: int,
     ) -> tuple[Bool[Tensor, "B N"], dict[str, Tensor]]:
-        """T after the last round, and the curves over the rounds, of which the first is the model as it is."""
+        """T after the last round, and the curves over the rounds, of which the first is the model as it is.
+
+        Only images of which a token more was taken run again; the others stay as their last round left them.
+        """
         masked = torch.zeros_like(massive)
+        active = torch.arange(len(massive), device=massive.device)
         curves = [_point(views, detect, masked)]
         for _ in range(self.rounds if self.iterative else 1):
-            more = views[detect].strongest(masked, self.min_gap) if self.iterative else massive
             if self.operator != "zero":
-                if not more.any():
-                    break
-                masked = masked | more
+                more = views[detect].strongest(masked[active], self.min_gap) if self.iterative else massive
+                changed = more.any(1)
+                active = active[changed]
+                masked[active] |= more[changed]
+            if not len(active):
+                break
             intervention = Intervention(
-                tokens=masked, start_block=start, operator=self.operator, pattern=self.pattern, keep_bias=self.keep_bias
+                tokens=masked[active],
+                start_block=start,
+                operator=self.operator,
+                pattern=self.pattern,
+                keep_bias=self.keep_bias,
             )
             with watch(backbone.layers, intervention) as views:
-                self.forward(backbone, batch)
-            curves.append(_point(views, detect, masked))
+                self.forward(backbone, _part(batch, active))
+            point = _point(views, detect, masked[active])
+            curves.append({name: curves[-1][name].index_copy(0, active, point[name]) for name in point})
         return masked, {f"round_{name}": torch.stack([point[name] for point in curves], 1) for name in curves[0]}
 
 
+def _part(batch: Batch, chosen: Int[Tensor, " b"]) -> Batch:
+    samples = tuple(batch.samples[index] for index in chosen.tolist())
+    return Batch(images=batch.images[chosen], samples=samples)
+
+
 def _point(views: Mapping[int, BlockView], detect: int, masked: Bool[Tensor, "B N"]) -> dict[str, Tensor]:
-    """One round: norms of the blocks' inputs [B, L], what CLS attends to in detect_block [B]; NaN where no token is."""
-    blocks = [views[block] for block in sorted(views)]
+    """One round: norms of the residual stream before each block and after the last [B, L + 1], what CLS attends to in
+    detect_block [B]; NaN where no token is."""
+    norms = residual_norms(views)
     patch = torch.ones_like(masked)
-    patch[:, : blocks[0].num_prefix] = False
+    patch[:, : views[detect].num_prefix] = False
 
     def largest(values: Tensor, tokens: Tensor) -> Tensor:
         return torch.where(tokens.any(1), values.masked_fill(~tokens, -torch.inf).amax(1), torch.nan)
 
-    nothing = torch.full_like(blocks[0].norms, torch.nan)
+    nothing = torch.full_like(norms[:, 0], torch.nan)
     given = views[detect].attention
     attention = nothing if given is None else given
     return {
         "num_tokens": masked.sum(1),
-        "norm_masked": torch.stack([largest(view.norms, masked) for view in blocks], 1),
-        "norm_rest": torch.stack([largest(view.norms, patch & ~masked) for view in blocks], 1),
+        "norm_masked": torch.stack([largest(each, masked) for each in norms.unbind(1)], 1),
+        "norm_rest": torch.stack([largest(each, patch & ~masked) for each in norms.unbind(1)], 1),
         "attention_masked": torch.where(masked, attention, 0).sum(1),
         "attention_strongest": largest(attention, patch & ~masked),
         "attention_cls": attention[:, 0],
-        "norm_cls": torch.stack([(nothing if view.attention is None else view.norms)[:, 0] for view in blocks], 1),
+        "norm_cls": norms[:, :, 0] if given is not None else torch.full_like(norms[:, :, 0], torch.nan),
     }
 
 
-def _groups(massive: Bool[Tensor, "B N"], artifact: Bool[Tensor, "B N"], num_prefix: int) -> Bool[Tensor, "B G N"]:
+def _mean_norms(norms: Float[Tensor, "B L N"], groups: Bool[Tensor, "B G N"]) -> Float[Tensor, "B L G"]:
+    mean: Tensor = (norms @ groups.float().mT) / groups.sum(-1)[:, None]  # 0/0 = NaN where a group is empty
+    return mean
+
+
+def _groups(massive: Bool[Tensor, "B N"], artifact: Bool[Tensor, "B N"], view: BlockView) -> Bool[Tensor, "B G N"]:
     cls = torch.zeros_like(massive)
-    cls[:, : min(num_prefix, 1)] = True
+    cls[:, :1] = view.has_cls
     normal = ~(massive | artifact)
-    normal[:, :num_prefix] = False
+    normal[:, : view.num_prefix] = False
     return torch.stack([cls, massive, artifact, normal], 1)
 
 

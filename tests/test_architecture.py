@@ -49,7 +49,7 @@ LAYERS = (
     ("tasks.*",),
     ("record",),
     ("store", "references"),
-    ("text_memory",),
+    ("text_memory", "token_masks"),
     ("experiment",),
     ("run",),
     ("report", "trackers", "leaderboard", "figures.*", "bench.*", "train.*"),

@@ -15,7 +15,7 @@ from fnabench.attention.base import Attention
 from fnabench.attention.exact import Exact
 from fnabench.attention.fna_refined import FnaRefined
 from fnabench.attention.native import Native
-from fnabench.budget import Budget, Calibration, Choice, TowerCost
+from fnabench.budget import Budget, Choice, Search, TowerCost
 from fnabench.data.base import Sample
 from fnabench.errors import BadInputError, ImpossibleError
 from fnabench.loader import Batch
@@ -26,9 +26,9 @@ BUDGET = Budget(num_landmarks=(4, NUM_TOKENS), num_rounds=1)
 """As many landmarks as tokens are exact, four are far from it."""
 
 
-def calibration(num_classes: int = 10) -> Calibration:
+def search(num_classes: int = 10) -> Search:
     images = random_images(6)
-    return Calibration(
+    return Search(
         backbone=TimmBackbone(timm_model(num_classes=num_classes), transform=None),  # type: ignore[arg-type]
         attention=FnaRefined(num_landmarks=8, num_sinks=0),
         chunks=images.split(4),
@@ -44,12 +44,12 @@ def with_costs(monkeypatch: pytest.MonkeyPatch, **exact: float) -> None:
         number: [TowerCost(layers=layers, exact=exact[name], first=each + 1, further=each)]
         for number, name, each in ((4, "few", 2.0), (NUM_TOKENS, "many", 5.0))
     }
-    monkeypatch.setattr(Calibration, "_costs", lambda self, budget: costs)
+    monkeypatch.setattr(Search, "_costs", lambda self, budget: costs)
 
 
 def test_landmarks_are_added_until_the_fidelity_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     with_costs(monkeypatch, few=10.0, many=10.0)
-    choice = calibration().choose(BUDGET)
+    choice = search().choose(BUDGET)
     assert (choice.num_landmarks, choice.layers, choice.measure) == (NUM_TOKENS, (0, 1, 2, 3), "kl")
     assert 0 <= choice.fidelity < 1e-6
     assert choice.time_ratio == pytest.approx(40 / 21)
@@ -57,7 +57,7 @@ def test_landmarks_are_added_until_the_fidelity_is_kept(monkeypatch: pytest.Monk
 
 def test_few_landmarks_win_where_they_keep_the_fidelity_and_save_more(monkeypatch: pytest.MonkeyPatch) -> None:
     with_costs(monkeypatch, few=10.0, many=10.0)
-    choice = calibration().choose(replace(BUDGET, max_kl=1e3))
+    choice = search().choose(replace(BUDGET, max_kl=1e3))
     assert (choice.num_landmarks, choice.layers) == (4, (0, 1, 2, 3))
     assert choice.fidelity > 1e-3
     assert choice.time_ratio == pytest.approx(40 / 9)
@@ -65,7 +65,7 @@ def test_few_landmarks_win_where_they_keep_the_fidelity_and_save_more(monkeypatc
 
 def test_a_limit_between_them_gives_few_landmarks_the_last_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     with_costs(monkeypatch, few=10.0, many=1.0)  # with many landmarks exact attention is faster
-    made = calibration()
+    made = search()
     exact = made._outputs(Exact(), [])
     by_depth = [made._fidelity(4, range(first, DEPTH), exact, "kl") for first in range(DEPTH)]
     assert by_depth[1] > by_depth[2] > by_depth[3] == 0  # the last layer's class token is a landmark: exact
@@ -76,7 +76,7 @@ def test_a_limit_between_them_gives_few_landmarks_the_last_layers(monkeypatch: p
 
 def test_without_a_head_the_embeddings_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     with_costs(monkeypatch, few=10.0, many=10.0)
-    choice = calibration(num_classes=0).choose(BUDGET)
+    choice = search(num_classes=0).choose(BUDGET)
     assert (choice.num_landmarks, choice.measure) == (NUM_TOKENS, "cosine")
     assert choice.fidelity == pytest.approx(1)
 
@@ -84,18 +84,18 @@ def test_without_a_head_the_embeddings_are_compared(monkeypatch: pytest.MonkeyPa
 def test_no_layer_is_replaced_where_exact_attention_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     with_costs(monkeypatch, few=1.0, many=1.0)
     with pytest.raises(ImpossibleError, match=r"exact attention is faster here with every number of .*\[4, 17\]"):
-        calibration().choose(BUDGET)
+        search().choose(BUDGET)
 
 
 def test_what_misses_the_fidelity_is_told_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     with_costs(monkeypatch, few=10.0, many=1.0)
-    made = replace(calibration(), attention=FnaRefined(num_landmarks=8, num_sinks=0, scatter=False))
+    made = replace(search(), attention=FnaRefined(num_landmarks=8, num_sinks=0, scatter=False))
     with pytest.raises(ImpossibleError, match=r"keeps budget\.max_kl=1e-09 .*; 4 landmarks in block 3 on give kl=\d"):
         made.choose(replace(BUDGET, max_kl=1e-9))
 
 
 def test_the_costs_are_measured_for_the_landmarks_that_fit() -> None:
-    costs = calibration()._costs(Budget(num_landmarks=(40, 8, 1), num_rounds=1))
+    costs = search()._costs(Budget(num_landmarks=(40, 8, 1), num_rounds=1))
     assert list(costs) == [8]
     (tower,) = costs[8]
     assert tower.layers == range(DEPTH)
@@ -104,7 +104,7 @@ def test_the_costs_are_measured_for_the_landmarks_that_fit() -> None:
 
 def test_the_model_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     with_costs(monkeypatch, few=10.0, many=10.0)
-    made = calibration()
+    made = search()
     before = made.backbone.classify(made.chunks[0])
     made.choose(BUDGET)
     assert all(layer.core is None for layer in made.backbone.layers)
@@ -143,11 +143,11 @@ OPTIONS = ("budget=auto", f"budget.num_landmarks=[5,{NUM_TOKENS}]", "budget.max_
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs under which every number of landmarks is worth it."""
 
-    def costs(made: Calibration, budget: Budget) -> dict[int, list[TowerCost]]:
+    def costs(made: Search, budget: Budget) -> dict[int, list[TowerCost]]:
         layers = range(len(made.backbone.layers))
         return {n: [TowerCost(layers=layers, exact=9.0, first=2.0, further=1.0)] for n in sorted(budget.num_landmarks)}
 
-    monkeypatch.setattr(Calibration, "_costs", costs)
+    monkeypatch.setattr(Search, "_costs", costs)
 
 
 @pytest.mark.usefixtures("cheap")
@@ -155,7 +155,7 @@ def test_a_run_records_its_choice_and_keeps_it(world: SmallWorld, monkeypatch: p
     code, out, err = world.run(*OPTIONS)
     assert code == 0, err
     assert "budget=auto chose 5 landmarks and these blocks: kl" in out
-    monkeypatch.setattr(Calibration, "choose", None)  # which would fail now
+    monkeypatch.setattr(Search, "choose", None)  # which would fail now
     code, out, err = world.run(*OPTIONS, "format=json")
     assert code == 0, err
     found = json.loads(out)

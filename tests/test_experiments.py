@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 from pathlib import Path
 
+import hydra
 import pytest
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from small_llava import save_llava
 from small_world import SmallWorld
@@ -18,13 +21,13 @@ from fnabench.store import read_record
 FOLDER = Path(__file__).resolve().parent.parent / "conf" / "experiment"
 NAMES = [path.stem for path in sorted(FOLDER.glob("*.yaml"))]
 RETRIEVAL = [name for name in NAMES if name.startswith("paper_retrieval_")]
-MASKING = OmegaConf.load(FOLDER / "masking_sweep.yaml").hydra.sweeper.params
+MASKING = OmegaConf.load(FOLDER / "paper_masking.yaml").hydra.sweeper.params
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_head_has_the_command_and_the_expected_result(name):
     head = [line for line in (FOLDER / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
-    assert any(re.match(rf"# python -m fnabench \+experiment={name} ", line) for line in head)
+    assert any(re.match(rf"# python -m fnabench \+experiment={name}( |$)", line) for line in head)
     assert any(line.startswith("# Expected") for line in head)
     assert sum(bool(re.search(r"\d\d\.\d\d", line)) for line in head) >= 2
 
@@ -56,6 +59,24 @@ def test_llava_bench_composes_into_its_parts(tmp_path):
         experiment.task.check(experiment.model, experiment.blueprint, experiment.source)
 
 
+@pytest.mark.parametrize(("model", "blocks"), [("vit_tiny", [8, 10, 11]), ("clip", [4, 6, 7])])
+def test_the_masking_sweep_fits_models_of_any_depth(model, blocks):
+    with hydra.initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        cfg = hydra.compose("config", ["+experiment=masking_sweep", f"model={model}"], return_hydra_config=True)
+    assert cfg.hydra.mode == RunMode.MULTIRUN
+    swept = {name: str(values).split(",") for name, values in cfg.hydra.sweeper.params.items()}
+    found = set()
+    for choice in product(*swept.values()):
+        given = [f"{name}={value}" for name, value in zip(swept, choice, strict=True)]
+        given += ["+experiment=masking_sweep", f"model={model}", "data=scenes", "device=cpu"]
+        experiment = Experiment.of(*cli.compose(given)).settled()
+        assert (experiment.names["task"], len(experiment.source)) == ("classification", 500)
+        experiment.attention.check_layers(experiment.layer_indices)
+        found.add((experiment.names["attention"], experiment.attention.tokens, experiment.attention.start_block))
+        assert experiment.attention.detect_block == blocks[0]
+    assert found == set(product(("exact_masked", "fna_masked"), ("massive", "artifact", "both"), blocks))
+
+
 def test_a_setting_of_the_command_line_wins():
     cfg, _ = cli.compose(["+experiment=paper_retrieval_448", "attention.features=q", "dtype=float32"])
     assert (cfg.attention.features, cfg.dtype, cfg.model.image_size) == ("q", "float32", 448)
@@ -63,11 +84,11 @@ def test_a_setting_of_the_command_line_wins():
 
 @pytest.mark.parametrize("attention", MASKING["attention"].split(","))
 @pytest.mark.parametrize("tokens", MASKING["attention.tokens"].split(","))
-def test_the_masking_sweep_composes_into_runs_that_are_possible(attention, tokens):
+def test_the_paper_s_masking_composes_into_runs_that_are_possible(attention, tokens):
     for block in MASKING["attention.start_block"].split(","):
         point = [f"attention={attention}", f"attention.tokens={tokens}", f"attention.start_block={block}"]
         experiment = Experiment.of(
-            *cli.compose(["+experiment=masking_sweep", "model.revision=0123", "device=cpu", *point])
+            *cli.compose(["+experiment=paper_masking", "model.revision=0123", "device=cpu", *point])
         )
         assert experiment.names["attention"] == attention
         assert experiment.layer_indices == list(range(13, 24))
@@ -77,13 +98,13 @@ def test_the_masking_sweep_composes_into_runs_that_are_possible(attention, token
     experiment.attention.check(experiment.blueprint.shapes[0])
 
 
-def test_the_masking_sweep_runs_every_point(tmp_path, monkeypatch, capsys):
+def test_the_paper_s_masking_runs_every_point(tmp_path, monkeypatch, capsys):
     world = SmallWorld(tmp_path, monkeypatch, capsys)
     small = {**world.defaults, "layers": "all", "attention": "exact_masked,fna_masked", "attention.detect_block": "1"}
     small |= {"attention.start_block": "1,2", "attention.tokens": "both", "model.image_size": "160"}
     del small["attention.num_landmarks"]
     code, _, err = world.run_as_given(
-        "+experiment=masking_sweep", *(f"{name}={value}" for name, value in small.items())
+        "+experiment=paper_masking", *(f"{name}={value}" for name, value in small.items())
     )
     assert code == 0, err
     records = [read_record(folder) for folder in world.records()]

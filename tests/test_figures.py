@@ -10,6 +10,8 @@ from PIL import Image
 from small_world import SmallWorld
 
 from fnabench import __main__
+from fnabench.figures.masking import read_panels, start_block
+from fnabench.figures.tokens import latest_record
 from fnabench.store import ARRAYS, read_record
 
 pytest.importorskip("matplotlib")
@@ -87,6 +89,62 @@ def test_a_masking_sweep_becomes_a_picture_and_a_table(world, figures):
         assert f"{100 * record.comparison.difference.value:+.2f} [" in row
     with Image.open(folder / "figures" / "masking.png") as picture:
         assert len(np.unique(np.asarray(picture.convert("L")))) > 20
+
+
+def test_a_sweep_stands_beside_what_masking_competes_with(world, figures):
+    settings = {"attention__min_gap": "0.01", "attention__start_block": "-2,-1", "attention__detect_block": "-2"}
+    world.run("-m", attention="fna_masked", attention__inner__num_landmarks="5", **settings)
+    world.run(attention="fna")
+    world.run(attention="fna", attention__num_landmarks="6")
+    world.run(attention="fna_registers", attention__inner__num_landmarks="5", attention__min_gap="0.01")
+    folder = world.records()[0].parent
+    (panel,) = read_panels(folder)
+    assert panel.attention == "fna_masked"
+    assert [start_block(record) for record in panel.runs["massive", ""]] == [4, 5]  # of 6 blocks
+    assert sorted(panel.beside) == ["fna", "fna_registers"]
+    assert panel.beside["fna"].identity["attention"]["num_landmarks"] == 5
+    world.run(attention="fna_masked", attention__inner__num_landmarks="6", attention__start_block="5")
+    assert list(read_panels(folder)[0].runs) == [
+        ("massive", "min_gap=0.01, detect_block=4, inner.num_landmarks=5"),
+        ("massive", "min_gap=0.7, detect_block=None, inner.num_landmarks=6"),
+    ]
+    code, paths, _ = figures("masking", folder, "--formats", "png")
+    assert (code, [path.rpartition("/")[2] for path in paths]) == (0, ["masking.md", "masking.png"])
+    table = (folder / "figures" / "masking.md").read_text()
+    for record in panel.beside.values():
+        assert f"| {record.attention} | - | {100 * record.comparison.difference.value:+.2f} [" in table
+
+
+def test_runs_with_another_twin_are_left_out_and_told(world, figures):
+    for limit in ("4", "6"):
+        world.run(attention="exact_masked", data__limit=limit)
+    world.run(attention="exact_masked", attention__start_block="4")
+    folder = world.records()[0].parent
+    code, _, err = figures("masking", folder)
+    assert code == 0
+    assert "1 masked runs are compared with another exact run and left out" in err
+
+
+def test_the_latest_record_below_a_folder_is_drawn_and_a_sweep_with_it(world, figures):
+    world.run(task="tokens", attention="exact", task__rounds="1")
+    world.run(task="tokens", attention="exact", task__rounds="2")
+    first, second = sorted(world.records(), key=lambda folder: read_record(folder).created)
+    assert latest_record(first.parent) == second
+    assert latest_record(first) == first
+    world.run(attention="exact_masked")
+    (masked,) = world.results.glob("classification/*/*")
+    out = world.folder / "report"
+    code, _, _ = figures(
+        "tokens", first.parent, "--masking", masked, "--formats", "png", "--images", 0, "--out", out
+    )  # fmt: skip
+    assert code == 0
+    assert {path.name for path in out.iterdir()} == {
+        "tokens.md", "masking.md", "masking.png", *(f"{name}.png" for name in NAMES if name != "images"),
+    }  # fmt: skip
+    table = (out / "tokens.md").read_text()
+    with np.load(second / ARRAYS) as arrays:
+        after_last = np.nanmean(arrays["norms"][:, -1, 0])
+    assert f"| (after the last) | {after_last:.1f} |" in table
 
 
 def test_what_is_no_record_of_the_task_is_refused_in_one_line(world, figures):

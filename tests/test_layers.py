@@ -75,10 +75,11 @@ def test_each_kind_of_model_has_its_layers_and_prefix(kind: str) -> None:
     assert len(stack) == len(watched.seen) == DEPTH
     assert [inputs.layer for inputs in watched.seen] == list(range(DEPTH))
     assert {inputs.num_prefix for inputs in watched.seen} == {KINDS[kind].num_prefix}
+    neurons = 0 if "rotary" in kind else module.blocks[0].mlp.fc1.out_features
     assert [layer.shape(21) for layer in stack] == [
         AttentionShape(
             num_tokens=21, num_heads=3, head_dim=watched.seen[0].q.shape[-1], num_channels=watched.seen[0].x.shape[-1],
-            num_prefix=KINDS[kind].num_prefix,
+            num_prefix=KINDS[kind].num_prefix, num_neurons=neurons,
         )
     ] * DEPTH  # fmt: skip
 

@@ -23,6 +23,7 @@ from fnabench.attention.exact import Exact
 from fnabench.attention.fna import Fna
 from fnabench.attention.masked import Masked
 from fnabench.attention.masks import attend_masked, attend_sunk, without_keys
+from fnabench.attention.registers import Registers
 from fnabench.errors import BadInputError, ImpossibleError
 from fnabench.identity import digest, shown
 from fnabench.identity import settings as settings_of
@@ -183,6 +184,20 @@ def test_a_key_mask_of_the_model_stays_in_force() -> None:
     inputs = attention_inputs(mask=keys)
     chosen = some_tokens(inputs)
     assert torch.equal(without_keys(inputs, chosen).mask, keys & ~chosen[:, None, None])
+
+
+def test_blocks_are_counted_from_the_end_too():
+    found = Registers(inner=Masked(detect_block=-4, start_block=-1, inner=Exact())).in_model(12).inner
+    assert (found.detect_block, found.start_block) == (8, 11)
+    assert found.in_model(12) == found
+    assert Masked(inner=Fna(num_landmarks=6)).in_model(12) == Masked(inner=Fna(num_landmarks=6))
+    for detect, start in ((-1, -2), (3, 2)):
+        with pytest.raises(BadInputError, match="only later"):
+            Masked(detect_block=detect, start_block=start, inner=Exact())
+    with pytest.raises(BadInputError, match="only later"):
+        Masked(detect_block=9, start_block=-4, inner=Exact()).in_model(12)
+    with pytest.raises(ImpossibleError, match=r"start_block=-1 is not among"):
+        Masked(start_block=-13, inner=Exact()).in_model(12).check_layers([10, 11])
 
 
 # Refusals and cost

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import sqrt
 
 import numpy as np
 import pytest
+import timm
 import torch
 from builders import KINDS, attention_inputs, random_images, shape_of, softmax_attention, timm_model
 from builders import watch as watched
@@ -22,18 +24,21 @@ from planted import (
     planted_images,
     tokens,
 )
+from safetensors.torch import save_file
 from small_world import NUM_IMAGES, SmallWorld
+from timm.models.vision_transformer import VisionTransformer
 
 from fnabench.attention.exact import Exact
 from fnabench.attention.fna import Fna
 from fnabench.attention.masked import Masked
+from fnabench.attention.registers import Registers
 from fnabench.errors import BadInputError, ImpossibleError
 from fnabench.loader import Loader
 from fnabench.models.base import Blueprint
 from fnabench.models.timm_layers import timm_layers
 from fnabench.models.timm_vit import TimmBackbone
 from fnabench.store import ARRAYS, ROWS, read_record
-from fnabench.watch import Intervention, watch
+from fnabench.watch import Intervention, residual_norms, watch
 
 GROUP = {name: number for number, name in enumerate(GROUPS)}
 PLAIN_SIZE, FREE_SIZE, ARTIFACT_SIZE = 0.5 * GROWTH, 1.5 * GROWTH, 0.7 * GROWTH
@@ -158,6 +163,9 @@ def test_a_whole_model_under_an_operator_is_what_written_out_probabilities_give(
             features = module.forward_features(images)
     torch.testing.assert_close(features, module.norm(expected[-1]), atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(views[3].norms, expected[2].norm(dim=-1), atol=1e-3, rtol=1e-3)
+    norms = residual_norms(views)
+    assert norms.shape == (2, 5, 17)
+    torch.testing.assert_close(norms[:, -1], expected[3].norm(dim=-1), atol=1e-3, rtol=1e-3)
 
 
 # The rounds
@@ -209,6 +217,8 @@ def test_norms_attention_and_suppression_are_told_by_group():
     arrays = examine().arrays
     expected = [sqrt(2), sqrt(PLAIN_SIZE**2 + 3), sqrt(1.04), sqrt(2)]
     assert arrays["norms"][0, DETECT_BLOCK] == pytest.approx(expected, abs=1e-3)
+    assert arrays["norms"].shape[1] == arrays["received"].shape[1] + 1
+    assert arrays["norms"][0, -1] == pytest.approx(expected, abs=1e-3)  # nothing grows after block 1
     other = 0.1 / 9 / 2
     assert arrays["received"][0, GROWTH_BLOCK] == pytest.approx([0.45, 0.5 + other, other, other], abs=1e-4)
     suppression = np.zeros((2, 4, 4))  # of the second image only CLS and normal tokens count, and theirs is 0
@@ -333,7 +343,73 @@ def test_a_block_that_is_not_there_and_cls_where_there_is_none_are_refused():
     Tokens().check(Offering(), blueprint, Offering())
 
 
+def test_a_decoder_is_refused():
+    shape = replace(shape_of(attention_inputs(num_prefix=0)), is_causal=True)
+    blueprint = Blueprint(shapes=(shape,) * 4, image_size=(64, 64), num_classes=0)
+    with pytest.raises(ImpossibleError, match=r"not into a decoder; give model\.scope=vision"):
+        Tokens().check(Offering(), blueprint, Offering())
+
+
+@pytest.mark.parametrize("inner", [Exact(), Registers(neurons=(), inner=Exact())])
+def test_a_register_is_not_taken_for_cls(inner):
+    torch.manual_seed(0)
+    module = VisionTransformer(
+        img_size=64, embed_dim=48, depth=4, num_heads=3, class_token=False, reg_tokens=1, global_pool="avg"
+    ).eval()
+    backbone = TimmBackbone(module, lambda image: image)
+    inner.attach(backbone.layers)
+    arrays = examine(backbone, random_images(2), detect_block=2, start_block=1).arrays
+    assert arrays["massive"].shape == (2, 17 + (inner != Exact()))
+    assert not {"massive_cls", "one_pass"} & set(arrays)
+    assert np.isnan(arrays["norms"][:, :, GROUP["cls"]]).all()
+    shape = backbone.layers[0].shape(17)
+    assert (shape.num_prefix, shape.has_cls) == (1, False)
+    with pytest.raises(ImpossibleError, match="has no CLS token"):
+        Masked(tokens="artifact", inner=Exact()).check(shape)
+
+
 # The command
+
+
+NO_CLS = {"task": "tokens", "model__architecture": "test_vit3", "attention": "exact"}
+
+
+def test_without_cls_the_command_refuses_its_detectors_by_name_and_takes_the_norm_it_offers(
+    tmp_path, monkeypatch, capsys
+):
+    world = SmallWorld(tmp_path, monkeypatch, capsys)
+    module = timm.create_model("test_vit3", img_size=64, num_classes=7)
+    save_file(module.state_dict(), world.checkpoint)
+    assert "task.detector=cls" in world.refused(**NO_CLS, task__detector="cls")
+    for setting in ({"tokens": "artifact"}, {"tokens": "both"}, {"detector": "cls"}):
+        changes = {f"attention__{name}": value for name, value in setting.items()}
+        line = world.refused(model__architecture="test_vit3", attention="exact_masked", **changes)
+        assert "has no CLS token; use attention.tokens=massive attention.detector=norm" in line
+    assert world.records() == []
+    assert world.run(**NO_CLS, task__detector="norm")[0] == 0
+    assert world.run(model__architecture="test_vit3", attention="exact_masked", attention__detector="norm")[0] == 0
+
+
+def test_the_vision_tower_of_a_llava_is_examined_and_its_decoder_is_refused(tmp_path, monkeypatch, capsys):
+    world = SmallWorld(tmp_path, monkeypatch, capsys)
+    given = (
+        "task=tokens",
+        "model=llava",
+        "data=scenes",
+        "data.limit=2",
+        "attention=exact",
+        "probe=none",
+        "tracker=none",
+    )
+    assert world.run_as_given(*given, "task.rounds=2")[0] == 0
+    (folder,) = world.records()
+    with np.load(folder / ARRAYS) as arrays:
+        depth = read_record(folder).num_layers
+        assert arrays["norms"].shape == (2, depth + 1, len(GROUPS))
+        assert arrays["grid"].prod() + 1 == arrays["massive"].shape[1]
+    for scope in ("decoder", "both"):
+        code, _, err = world.run_as_given(*given, f"model.scope={scope}")
+        assert (code, err.count("give model.scope=vision")) == (2, 1)
 
 
 def test_the_command_keeps_the_masks_beside_the_record(tmp_path, monkeypatch, capsys):

@@ -31,12 +31,20 @@ class AttentionInputs:
     """Factor on the logits, usually 1/sqrt(D)."""
     num_prefix: int
     """Leading tokens that are no patches: CLS and registers."""
+    has_cls: bool | None = None
+    """Whether the first of them is CLS; None: if there is any."""
     mask: Tensor | None = None
     """As in scaled_dot_product_attention: bool (True = may attend) or additive, broadcastable to [B, H, N, N]."""
     is_causal: bool = False
     """No token attends to a later one; a mask then says which keys are no padding, [B, 1, 1, N], and both hold."""
+    ids: Sequence[str] = ()
+    """Which images these are, where the loader has told."""
     memo: dict[str, Any] = field(default_factory=dict)
     """Shared by the attached layers of one forward and empty at its start; landmarks live here."""
+
+    def __post_init__(self) -> None:
+        if self.has_cls is None:
+            object.__setattr__(self, "has_cls", self.num_prefix > 0)
 
     def key_mask(self) -> Bool[Tensor, "B N"] | None:
         """The mask as one flag per key, True = may be attended; ImpossibleError where it is more than that.
@@ -67,13 +75,30 @@ class AttentionShape:
     head_dim: int
     num_channels: int
     num_prefix: int
+    has_cls: bool | None = None
+    """Whether the first prefix token is CLS; None: if there is any."""
     is_causal: bool = False
+    num_neurons: int = 0
+    """Hidden neurons of the block's MLP; 0 where the MLP is not understood."""
+
+    def __post_init__(self) -> None:
+        if self.has_cls is None:
+            object.__setattr__(self, "has_cls", self.num_prefix > 0)
 
     @property
     def num_pairs(self) -> int:
         """Pairs of a query and a key that it may attend to."""
         N = self.num_tokens
         return N * (N + 1) // 2 if self.is_causal else N**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """A variant that has seen its calibration images."""
+
+    attention: Attention
+    found: dict[str, Any]
+    """What it found in them, in plain values for the record."""
 
 
 class Attention(ABC):
@@ -95,13 +120,43 @@ class Attention(ABC):
         chosen = tuple(layers)
         self.check_layers([layer.index for layer in chosen])
         for layer in chosen:
+            layer.state.release()
             layer.attach(self)
+
+    def in_model(self, num_blocks: int) -> Attention:
+        """The variant for a model of so many blocks: those counted from the end, as -1 is the last, by their number."""
+        return self
+
+    def around(self, core: Attention) -> Attention:
+        """Another core in the surroundings that this variant makes for its own; itself where it makes none."""
+        return core
+
+    @property
+    def num_calibration_images(self) -> int:
+        """How many images the variant has to see before it can be attached."""
+        return 0
+
+    def calibrate(self, layers: Sequence[AttentionLayer], forwards: Iterable[Callable[[], object]]) -> Calibrated:
+        """The variant after it has seen these forwards of the untouched model, all of whose layers are given."""
+        raise RuntimeError(f"{type(self).__name__} needs no calibration")
+
+    @property
+    def masks_folder(self) -> str | None:
+        """The folder of the record of task=tokens whose masks the variant takes; None where it takes none."""
+        return None
+
+    def with_masks(self, ids: Sequence[str], masks: Mapping[str, Bool[Tensor, "images N"]]) -> Attention:
+        """The variant with the masks of these images, by kind."""
+        raise RuntimeError(f"{type(self).__name__} takes no masks")
 
     def check(self, shape: AttentionShape) -> None:  # noqa: B027  (most variants fit every shape)
         """Raise ImpossibleError if the variant cannot run on layers of this shape."""
 
     def check_layers(self, indices: Sequence[int]) -> None:  # noqa: B027
         """Raise ImpossibleError if the variant cannot run in just these blocks."""
+
+    def check_model(self, shapes: Sequence[AttentionShape]) -> None:  # noqa: B027
+        """Raise ImpossibleError if the variant cannot run in a model of these layers, replaced or not."""
 
     @abstractmethod
     def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]: ...

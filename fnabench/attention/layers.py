@@ -23,11 +23,28 @@ if TYPE_CHECKING:
 class ForwardState:
     """What the attached layers of one model share while a forward runs."""
 
+    has_cls: bool = True
+    """Whether the model's prefix, where it has one, begins with a class token."""
+
     attached: set[int] = field(default_factory=set)
     """Indices of the layers that a variant is attached to."""
     memo: dict[str, Any] = field(default_factory=dict)
     """Emptied before the first attached layer of a forward, after the last, and when one raises."""
     block_input: Tensor | None = None
+    ids: Sequence[str] = ()
+    """Which images the forward runs on, where that has been told."""
+    tower: list[AttentionLayer] = field(default_factory=list)
+    """All layers of the model, attached or not, in order of depth."""
+    num_registers: int = 0
+    """Tokens that a variant has put after the model's own prefix."""
+    handles: list[Any] = field(default_factory=list)
+    """Of the hooks by which a variant acts on the model beside its layers."""
+
+    def release(self) -> None:
+        """Let go of all that a variant does beside its layers."""
+        while self.handles:
+            self.handles.pop().remove()
+        self.num_registers = 0
 
 
 class AttentionLayer(ABC):
@@ -43,8 +60,14 @@ class AttentionLayer(ABC):
         self.index = index
         self.num_prefix = num_prefix
         self.state = state
+        state.tower.append(self)
         self.core: Attention | None = None
         self._hook: Any = None
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether token 0 is a class token."""
+        return self.state.has_cls and self.num_prefix > 0
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "B N C"], *args: Any, **kwargs: Any) -> Float[Tensor, "B N C"]:
@@ -59,6 +82,11 @@ class AttentionLayer(ABC):
         """The linear layer whose input is the core's output, heads side by side."""
         raise ImpossibleError(f"{type(self.native).__name__} has no plain linear layer after its attention core")
 
+    @property
+    def hidden_activation(self) -> nn.Module:
+        """The module whose output is the hidden neurons of the block's MLP, [B, N, F]."""
+        raise ImpossibleError(f"the MLP of {type(self.block).__name__} has no hidden layer that is understood")
+
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None, is_causal: bool
     ) -> Float[Tensor, "B H N D"]:
@@ -66,8 +94,9 @@ class AttentionLayer(ABC):
         if self.core is None or self.state.block_input is None:
             raise RuntimeError(f"layer {self.index} was called through the seam with nothing attached")
         inputs = AttentionInputs(
-            q=q, k=k, v=v, x=self.state.block_input, layer=self.index, scale=scale, num_prefix=self.num_prefix,
-            mask=mask, is_causal=is_causal, memo=self.state.memo,
+            q=q, k=k, v=v, x=self.state.block_input, layer=self.index, scale=scale,
+            num_prefix=self.num_prefix + self.state.num_registers, has_cls=self.has_cls, mask=mask, is_causal=is_causal,
+            ids=self.state.ids, memo=self.state.memo,
         )  # fmt: skip
         self.state.block_input = None
         try:
@@ -81,6 +110,9 @@ class AttentionLayer(ABC):
 
     def attach(self, core: Attention) -> None:
         """Send this layer's attention through `core`, until detached or attached to another."""
+        if attached_layer(self.native) is self:
+            self.core = core
+            return
         self.detach()
         self.core = core
         self.state.attached.add(self.index)
@@ -94,6 +126,8 @@ class AttentionLayer(ABC):
             holder.state.attached.discard(holder.index)
             del holder.native.__dict__["forward"]
             holder.core = holder._hook = None
+            if not holder.state.attached:
+                holder.state.release()
 
     def _before_block(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         if self.index == min(self.state.attached):
@@ -136,6 +170,11 @@ class LayerStack(Sequence[AttentionLayer]):
     def depths(self) -> tuple[int, ...]:
         """Number of layers of each tower: layers that share a forward share their state."""
         return tuple(Counter(id(layer.state) for layer in self).values())
+
+    def tell(self, ids: Sequence[str]) -> None:
+        """Say which images the next forwards run on."""
+        for layer in self:
+            layer.state.ids = ids
 
     def detach(self) -> None:
         """Detach every layer."""

@@ -1,4 +1,4 @@
-"""fnabench figures tokens|masking FOLDER: pictures of one record of task=tokens, or of a masking sweep."""
+"""fnabench figures tokens|masking FOLDER: pictures of what task=tokens found, and of a masking sweep."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from fnabench.errors import FnabenchError
+from fnabench.figures.style import FORMATS
 
 
 def main() -> None:
@@ -14,12 +15,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="fnabench figures", description="Pictures made from records.")
     kinds = parser.add_subparsers(dest="kind", required=True)
     tokens = kinds.add_parser("tokens", help="massive and artifact tokens: norms, attention, suppression, token maps")
-    tokens.add_argument("folder", type=Path, help="the folder of a record of task=tokens")
+    tokens.add_argument(
+        "folder", type=Path, help="the folder of a record of task=tokens, or of a data set and model: its latest record"
+    )
     tokens.add_argument("--images", type=int, default=6, help="so many images with their tokens; 0 draws none (6)")
+    tokens.add_argument("--masking", type=Path, help="draw the masking sweep in this folder too")
     masking = kinds.add_parser("masking", help="a metric against the block from which on tokens are masked")
     masking.add_argument("folder", type=Path, help="the folder of the records of one task, data and model")
     for kind in (tokens, masking):
         kind.add_argument("--out", type=Path, help="where the pictures go (FOLDER/figures)")
+        kind.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="of the pictures (png svg)")
     given = parser.parse_args()
     try:
         for path in _draw(given):
@@ -30,14 +35,14 @@ def main() -> None:
 
 
 def _draw(given: argparse.Namespace) -> list[Path]:
-    out = given.out or given.folder / "figures"
-    if given.kind == "tokens":
-        from fnabench.figures.tokens import draw as draw_tokens
+    from fnabench.figures import masking, tokens
 
-        return draw_tokens(given.folder, out, given.images)
-    from fnabench.figures.masking import draw as draw_masking
-
-    return draw_masking(given.folder, out)
+    if given.kind == "masking":
+        return masking.draw(given.folder, given.out or given.folder / "figures", given.formats)
+    folder = tokens.latest_record(given.folder)
+    out = given.out or folder / "figures"
+    paths = tokens.draw(folder, out, given.images, given.formats)
+    return paths + (masking.draw(given.masking, out, given.formats) if given.masking else [])
 
 
 if __name__ == "__main__":

@@ -12,8 +12,21 @@ import torch
 
 from fnabench.errors import BadInputError, MissingError
 from fnabench.experiment import Experiment
-from fnabench.figures import suppression
-from fnabench.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, mean_of_present, new_figure, save, tidy
+from fnabench.figures import maps, suppression
+from fnabench.figures.style import (
+    BLACK,
+    BLUE,
+    FORMATS,
+    GREEN,
+    GREY,
+    LOOK,
+    ORANGE,
+    log_scale,
+    mean_of_present,
+    new_figure,
+    save,
+    tidy,
+)
 from fnabench.record import Record
 from fnabench.store import ARRAYS, RECORD, read_record
 
@@ -22,14 +35,12 @@ if TYPE_CHECKING:
 
     Arrays = dict[str, NDArray[Any]]
 
-LOOK = {"cls": (BLACK, "o"), "massive": (ORANGE, "^"), "artifact": (BLUE, "s"), "normal": (GREY, "v")}
-"""Colour and marker of each group."""
 COUNTED = ("massive_norm", "massive_cls", "artifact", "one_pass")
 PERCENTILES = (5, 25, 50, 75, 95)
 
 
-def draw(folder: Path, out: Path, num_images: int) -> list[Path]:
-    """Write all pictures and the table; returns their paths. Images are no part of a record: they are read again."""
+def draw(folder: Path, out: Path, num_images: int, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Write all pictures and the tables; returns their paths. Images are no part of a record: they are read again."""
     record = _record_of_tokens(folder)
     with np.load(folder / ARRAYS) as file:
         arrays = dict(file)
@@ -40,11 +51,19 @@ def draw(folder: Path, out: Path, num_images: int) -> list[Path]:
         "rounds": rounds(record, arrays),
         "suppression": suppression.of_blocks(arrays),
         "suppression_heads": suppression.of_heads(arrays),
-        "places": places(arrays),
+        "places": maps.places(arrays),
     }
     if num_images and (images := _images(record, min(num_images, record.num_samples))):
-        figures["images"] = on_images(arrays, images)
-    return [out / "tokens.md", *(path for name, figure in figures.items() for path in save(figure, out, name))]
+        figures["images"] = maps.on_images(arrays, images)
+    return [out / "tokens.md", *(path for name, figure in figures.items() for path in save(figure, out, name, formats))]
+
+
+def latest_record(folder: Path) -> Path:
+    """The folder itself if it holds a record, else the one of the latest record below it."""
+    found = [path.parent for path in folder.glob(f"*/{RECORD}")]
+    if (folder / RECORD).is_file() or not found:
+        return folder
+    return max(found, key=lambda each: read_record(each).created)
 
 
 def to_markdown(record: Record, arrays: Arrays) -> str:
@@ -64,7 +83,27 @@ def to_markdown(record: Record, arrays: Arrays) -> str:
             counts = arrays[name].sum(1)
             at = " | ".join(f"{value:g}" for value in np.percentile(counts, PERCENTILES))
             lines.append(f"| {name} | {counts.mean():.2f} | {at} | {(counts == 0).mean():.0%} |")
-    return "\n".join(lines) + "\n"
+    if "one_pass_iou" in record.scores:
+        overlap = record.scores["one_pass_iou"].times(100)
+        lines.append(f"\nArtifacts of one pass and of the rounds, intersection over union: {overlap:.1f} %.")
+    return "\n".join([*lines, *_by_block(arrays)]) + "\n"
+
+
+def _by_block(arrays: Arrays) -> list[str]:
+    """Before each block and after the last: norms of the groups, and what a token of each receives, in thousandths."""
+    groups = ["CLS" if group == "cls" else group for group in arrays["groups"].tolist()]
+    lines = [
+        "\n| before block | " + " | ".join(f"norm {group}" for group in groups)
+        + " | " + " | ".join(f"attention {group} (/1000)" for group in groups) + " |",
+        "| --- " * (2 * len(groups) + 1) + "|",
+    ]  # fmt: skip
+    norms, received = mean_of_present(arrays["norms"]), 1000 * mean_of_present(arrays["received"])
+    for block, norm in enumerate(norms):
+        attention = received[block] if block < len(received) else np.full(len(groups), np.nan)
+        cells = ["-" if np.isnan(value) else f"{value:.1f}" for value in (*norm, *attention)]
+        name = f"{block}" if block < len(received) else "(after the last)"
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def growth(arrays: Arrays) -> Any:
@@ -81,10 +120,10 @@ def growth(arrays: Arrays) -> Any:
             label = group if group != "cls" else "CLS"
             axes.plot(middle, color=colour, marker=marker, markersize=4, label=label)
             axes.fill_between(range(len(middle)), low, high, color=colour, alpha=0.15, linewidth=0)
-    tidy(left, "Norm of the block's input (mean, 10th to 90th percentile)", "block", "L2 norm")
-    tidy(right, "Attention that one token receives (mean over queries, heads)", "block", "share of the attention")
+    tidy(left, "Norm before each block and after the last (mean, p10 to p90)", "block", "L2 norm")
+    tidy(right, "Attention that one token receives (all queries and heads)", "block", "share of the attention")
     for axes in (left, right):
-        axes.set_yscale("log")
+        log_scale(axes)
         axes.legend(frameon=False)
     return figure
 
@@ -102,7 +141,7 @@ def rounds(record: Record, arrays: Arrays) -> Any:
     for number, (norms, shade) in enumerate(zip(largest, shades, strict=True)):
         left.plot(norms, color=shade, marker="o", markersize=2.5, label=f"{number}")
     left.axvline(start, color=GREY, linestyle=":", linewidth=1)
-    left.set_yscale("log")
+    log_scale(left)
     tidy(
         left,
         "Largest norm of a patch that is not yet taken out",
@@ -129,56 +168,6 @@ def rounds(record: Record, arrays: Arrays) -> Any:
     if right.lines:
         figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3, frameon=False)
     return figure
-
-
-def places(arrays: Arrays) -> Any:
-    """How often each place is massive or an artifact, and how many an image has."""
-    figure = new_figure(11, 3.6)
-    axes = figure.subplots(1, 3)
-    for panel, kind in zip(axes, ("massive", "artifact"), strict=False):
-        share = _on_grid(arrays, arrays[kind].mean(0))
-        shown = panel.imshow(share, cmap="cividis", vmin=0, vmax=max(share.max(), 1e-9))
-        panel.set_title(f"Share of images: {kind}", fontsize=10, loc="left")
-        panel.set_xlabel("column of patches")
-        panel.set_ylabel("row of patches")
-        for axis in (panel.xaxis, panel.yaxis):
-            axis.get_major_locator().set_params(integer=True)
-        figure.colorbar(shown, ax=panel, shrink=0.85)
-    last = max(int(arrays[kind].sum(1).max()) for kind in ("massive", "artifact"))
-    for kind, shift in (("massive", -0.2), ("artifact", 0.2)):
-        counts = np.bincount(arrays[kind].sum(1), minlength=last + 1)
-        colour = LOOK[kind][0]
-        axes[2].bar(np.arange(last + 1) + shift, counts, width=0.4, color=colour, label=kind)
-    tidy(axes[2], "Tokens of an image", "tokens", "images")
-    axes[2].legend(frameon=False)
-    return figure
-
-
-def on_images(arrays: Arrays, images: Sequence[NDArray[Any]]) -> Any:
-    """The first images with their massive and artifact tokens outlined."""
-    figure = new_figure(2.2 * len(images), 2.7)
-    height, width = arrays["grid"].tolist()
-    for number, (axes, image) in enumerate(zip(np.ravel(figure.subplots(1, len(images))), images, strict=True)):
-        axes.imshow(image)
-        axes.set_axis_off()
-        step_y, step_x = image.shape[0] / height, image.shape[1] / width
-        for kind in ("massive", "artifact"):
-            rows, columns = np.nonzero(_on_grid(arrays, arrays[kind][number]))
-            for edge, thickness in (("white", 4), (LOOK[kind][0], 2)):  # white below, so that it shows on any image
-                _outline(axes, rows * step_y, columns * step_x, step_y, step_x, edge, thickness)
-        counts = [int(arrays[kind][number].sum()) for kind in ("massive", "artifact")]
-        axes.set_title(f"{counts[0]} massive, {counts[1]} artifact", fontsize=8)
-    figure.suptitle("massive (orange) and artifact (blue) tokens", fontsize=10)
-    return figure
-
-
-def _outline(
-    axes: Any, tops: NDArray[Any], lefts: NDArray[Any], height: float, width: float, colour: str, thickness: float
-) -> None:
-    from matplotlib.patches import Rectangle
-
-    for top, left in zip(tops, lefts, strict=True):
-        axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=colour, linewidth=thickness))
 
 
 def _images(record: Record, count: int) -> list[NDArray[Any]]:
@@ -208,11 +197,6 @@ def _record_of_tokens(folder: Path) -> Record:
     if ARRAYS not in record.files:
         raise BadInputError(f"{folder} is a record of task={record.task} without {ARRAYS}; give one of task=tokens")
     return record
-
-
-def _on_grid(arrays: Arrays, values: NDArray[Any]) -> NDArray[Any]:
-    height, width = arrays["grid"].tolist()
-    return values[-height * width :].reshape(height, width)
 
 
 def _over_images(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:

@@ -34,7 +34,7 @@ class BundledLlava(Model):
 
     @property
     def offers(self) -> frozenset[str]:
-        return frozenset({"generate", "embed"})
+        return frozenset({"generate", "embed", "patches"})
 
     def check(self) -> None:
         _ = self._loaded  # the weights are small: reading them is the check

@@ -102,6 +102,15 @@ class LlavaBackbone(Backbone):
         )
         return output.last_hidden_state[:, -1]  # type: ignore[no-any-return]
 
+    def encode_patches(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B N C"]:
+        """Those of the vision tower's last block."""
+        height, width = self.patch_grid(images)
+        return self.module.model.vision_tower(images).last_hidden_state[:, -height * width :]  # type: ignore[no-any-return]
+
+    def patch_grid(self, images: Float[Tensor, "B 3 height width"]) -> tuple[int, int]:
+        patch = self.module.config.vision_config.patch_size
+        return images.shape[-2] // patch, images.shape[-1] // patch
+
     def generate(
         self, images: Images, prompts: Sequence[Sequence[str]], max_new_tokens: int | None = None
     ) -> list[list[str]]:

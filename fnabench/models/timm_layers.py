@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.layers.attention import Attention as TimmAttention
+from timm.layers.mlp import Mlp
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from timm.models.eva import EvaAttention
 from torch import nn
@@ -24,6 +25,7 @@ class TimmAttentionLayer(AttentionLayer):
     """timm.layers.Attention: fused qkv, optional qk-norm, output norm and gate."""
 
     native: Any
+    block: Any
 
     def forward(  # type: ignore[override]
         self, x: Float[Tensor, "B N C"], attn_mask: Tensor | None = None, is_causal: bool = False
@@ -43,7 +45,13 @@ class TimmAttentionLayer(AttentionLayer):
             head_dim=self.native.head_dim,
             num_channels=self.native.qkv.in_features,
             num_prefix=self.num_prefix,
+            has_cls=self.has_cls,
+            num_neurons=self.block.mlp.fc1.out_features if _has_plain_mlp(self.block) else 0,
         )
+
+    @property
+    def hidden_activation(self) -> nn.Module:
+        return self.block.mlp.act if _has_plain_mlp(self.block) else super().hidden_activation
 
     @property
     def output_projection(self) -> nn.Linear:
@@ -97,6 +105,7 @@ class EvaAttentionLayer(AttentionLayer):
             head_dim=self.native.head_dim,
             num_channels=self.native.proj.out_features,
             num_prefix=self.num_prefix,
+            has_cls=self.has_cls,
         )
 
     @property
@@ -117,7 +126,7 @@ def timm_layers(module: Any) -> LayerStack:
     blocks = getattr(module, "blocks", None)
     if blocks is None or not hasattr(module, "num_prefix_tokens"):
         raise ImpossibleError(f"{name} is not a timm Vision Transformer: it has no plain sequence of blocks")
-    state = ForwardState()
+    state = ForwardState(has_cls=getattr(module, "cls_token", None) is not None)
     layers = []
     for index, block in enumerate(blocks):
         native: Any = getattr(block, "attn", None)
@@ -133,6 +142,11 @@ def timm_layers(module: Any) -> LayerStack:
 def _is_reshaped(native: Any) -> bool:
     """Whether a norm or a gate stands between the heads' outputs and their projection."""
     return getattr(native, "gate", None) is not None or type(native.norm) is not nn.Identity
+
+
+def _has_plain_mlp(block: Any) -> bool:
+    """Whether one activation function stands between two linear layers; a gated MLP is none."""
+    return type(block.mlp) is Mlp
 
 
 def _refuse_dropout(native: Any) -> None:
