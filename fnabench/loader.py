@@ -13,7 +13,7 @@ from fnabench.data.base import Sample, Source
 from fnabench.errors import BadInputError, FnabenchError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from PIL import Image
     from torch import Tensor
 
@@ -27,6 +27,10 @@ class Batch:
     images: Float[Tensor, "B 3 height width"]
     samples: tuple[Sample, ...]
     """Without their images."""
+
+    def part(self, chosen: Int[Tensor, " b"]) -> Batch:
+        """The images at these places."""
+        return Batch(images=self.images[chosen], samples=tuple(self.samples[place] for place in chosen.tolist()))
 
 
 @dataclass(frozen=True, kw_only=True)
