@@ -22,17 +22,23 @@ LayerErrors = dict[int, "Float[Tensor, ' B']"]
 
 @contextmanager
 def exact_beside(layers: Iterable[AttentionLayer]) -> Iterator[LayerErrors]:
-    """Run exact attention wherever a variant is attached; gives the variant's errors in the last forward.
+    """Run exact attention wherever a variant is attached, without what variants do beside their layers; gives the
+    variant's errors in the last forward.
 
     Afterwards the layers have their variants back.
     """
     errors: LayerErrors = {}
-    attached = {layer: layer.core for layer in layers if layer.core is not None and not layer.core.is_exact}
+    watched = tuple(layers)
+    attached = {layer: layer.core for layer in watched if layer.core is not None and not layer.core.is_exact}
     try:
+        for layer in watched:
+            layer.state.paused = True
         for layer, core in attached.items():
             layer.attach(_Beside(variant=core, errors=errors))
         yield errors
     finally:
+        for layer in watched:
+            layer.state.paused = False
         for layer, core in attached.items():
             layer.attach(core)
 

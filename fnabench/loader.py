@@ -14,7 +14,9 @@ from fnabench.errors import BadInputError, FnabenchError
 from fnabench.tiles import Images, split_by_size, stack
 
 if TYPE_CHECKING:
+    from jaxtyping import Int
     from PIL import Image
+    from torch import Tensor
 
     Transform = Callable[[Image.Image], Any]
 
@@ -27,6 +29,10 @@ class Batch:
     """One tensor [B, 3, height, width], or Tiles."""
     samples: tuple[Sample, ...]
     """Without their images."""
+
+    def part(self, chosen: Int[Tensor, " b"]) -> Batch:
+        """The images at these places."""
+        return Batch(images=self.images[chosen], samples=tuple(self.samples[place] for place in chosen.tolist()))
 
 
 @dataclass(frozen=True, kw_only=True)

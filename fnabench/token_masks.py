@@ -71,6 +71,8 @@ def read_masks(folder: str | Path) -> TokenMasks:
     if ARRAYS not in record.files:
         raise BadInputError(f"attention.masks={folder} is a record of task={record.task}; give one of task=tokens")
     with np.load(folder / ARRAYS) as file:
+        if "ids" not in file:
+            raise BadInputError(f"attention.masks={folder} does not say which images it is of; run task=tokens again")
         return TokenMasks(
             folder=folder,
             record=record,

@@ -101,6 +101,12 @@ def residual_norms(views: Mapping[int, BlockView]) -> Float[Tensor, "B L+1 N"]:
     return torch.stack([each for each in norms if each is not None], 1)
 
 
+def mean_over(groups: Bool[Tensor, "B G N"], values: Float[Tensor, "B L N"]) -> Float[Tensor, "B L G"]:
+    """The mean over the tokens of each group; NaN where it is empty."""
+    mean: Tensor = (values @ groups.float().mT) / groups.sum(-1)[:, None]
+    return mean
+
+
 @contextmanager
 def watch(
     layers: Iterable[AttentionLayer],

@@ -15,10 +15,10 @@ from fnabench.errors import BadInputError, ImpossibleError, one_of
 from fnabench.loader import Batch, Loader
 from fnabench.models.base import Backbone, Blueprint, Model
 from fnabench.scores import SampleScores, Scores
-from fnabench.watch import DETECTORS, OPERATORS, PATTERNS, BlockView, Intervention, residual_norms, watch
+from fnabench.watch import DETECTORS, OPERATORS, PATTERNS, BlockView, Intervention, mean_over, residual_norms, watch
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Bool, Float
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -143,7 +143,7 @@ class Tokens(Task):
         by_block = [view.groups for _, view in sorted(grouped.items()) if view.groups]
         found |= {"massive": massive, "artifact": artifact} | curves
         found |= {
-            "norms": _mean_norms(residual_norms(grouped), groups),  # [B, L + 1, G]
+            "norms": mean_over(groups, residual_norms(grouped)),  # [B, L + 1, G]
             "received": torch.stack([view.received for view in by_block], 1),  # [B, L, G]
             "suppression": torch.stack([view.suppression for view in by_block], 1),  # [B, L, H, G, G]
         }
@@ -179,22 +179,14 @@ class Tokens(Task):
             if not len(active):
                 break
             intervention = Intervention(
-                tokens=masked[active],
-                start_block=start,
-                operator=self.operator,
-                pattern=self.pattern,
+                tokens=masked[active], start_block=start, operator=self.operator, pattern=self.pattern,
                 keep_bias=self.keep_bias,
-            )
+            )  # fmt: skip
             with watch(backbone.layers, intervention) as views:
-                self.forward(backbone, _part(batch, active))
+                self.forward(backbone, batch.part(active))
             point = _point(views, detect, masked[active])
             curves.append({name: curves[-1][name].index_copy(0, active, point[name]) for name in point})
         return masked, {f"round_{name}": torch.stack([point[name] for point in curves], 1) for name in curves[0]}
-
-
-def _part(batch: Batch, chosen: Int[Tensor, " b"]) -> Batch:
-    samples = tuple(batch.samples[index] for index in chosen.tolist())
-    return Batch(images=batch.images[chosen], samples=samples)
 
 
 def _point(views: Mapping[int, BlockView], detect: int, masked: Bool[Tensor, "B N"]) -> dict[str, Tensor]:
@@ -219,11 +211,6 @@ def _point(views: Mapping[int, BlockView], detect: int, masked: Bool[Tensor, "B 
         "attention_cls": attention[:, 0],
         "norm_cls": norms[:, :, 0] if given is not None else torch.full_like(norms[:, :, 0], torch.nan),
     }
-
-
-def _mean_norms(norms: Float[Tensor, "B L N"], groups: Bool[Tensor, "B G N"]) -> Float[Tensor, "B L G"]:
-    mean: Tensor = (norms @ groups.float().mT) / groups.sum(-1)[:, None]  # 0/0 = NaN where a group is empty
-    return mean
 
 
 def _groups(massive: Bool[Tensor, "B N"], artifact: Bool[Tensor, "B N"], view: BlockView) -> Bool[Tensor, "B G N"]:

@@ -21,6 +21,7 @@ from fnabench.attention.exact import Exact
 from fnabench.attention.fna import Fna
 from fnabench.attention.masked import Masked
 from fnabench.attention.registers import Registers
+from fnabench.beside import exact_beside
 from fnabench.cost import Probe, capture_inputs, measure_cost
 from fnabench.data.base import Sample
 from fnabench.errors import BadInputError, ImpossibleError
@@ -236,16 +237,23 @@ def test_the_two_lines_take_neurons_that_are_given():
 @pytest.mark.parametrize("chosen", ["half", "3"])
 def test_looking_on_keeps_the_registers(chosen):
     module, stack = attached(chosen=chosen)
-    backbone = TimmBackbone(module, lambda image: image)
-    backbone.layers = stack
     with torch.inference_mode():
         before = module(random_images())
         with watch(stack) as views:
             assert torch.equal(module(random_images()), before)
-        with backbone.exact_beside():
-            assert torch.equal(module(random_images()), before)
         assert torch.equal(module(random_images()), before)
     assert views[0].norms.shape == (2, 18)
+
+
+@pytest.mark.parametrize("inner", [Exact(), Fna(num_landmarks=6)])
+def test_exact_beside_is_the_model_without_registers(inner):
+    module, stack = attached(inner, "half")
+    with torch.inference_mode():
+        before = module(random_images())
+        with exact_beside(stack) as errors:
+            torch.testing.assert_close(module(random_images()), timm_model()(random_images()), atol=1e-5, rtol=1e-5)
+        assert sorted(errors) == ([] if inner == Exact() else [2, 3])
+        assert torch.equal(module(random_images()), before)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda backbone: pickle.loads(pickle.dumps(backbone))])

@@ -40,6 +40,9 @@ class ForwardState:
     handles: list[Any] = field(default_factory=list)
     """Of the hooks by which a variant acts on the model beside its layers."""
 
+    paused: bool = False
+    """Whether those hooks let the model run as it is."""
+
     def release(self) -> None:
         """Let go of all that a variant does beside its layers."""
         while self.handles:
@@ -93,9 +96,10 @@ class AttentionLayer(ABC):
         """Hand the projected tokens to the attached variant."""
         if self.core is None or self.state.block_input is None:
             raise RuntimeError(f"layer {self.index} was called through the seam with nothing attached")
+        num_registers = 0 if self.state.paused else self.state.num_registers
         inputs = AttentionInputs(
             q=q, k=k, v=v, x=self.state.block_input, layer=self.index, scale=scale,
-            num_prefix=self.num_prefix + self.state.num_registers, has_cls=self.has_cls, mask=mask, is_causal=is_causal,
+            num_prefix=self.num_prefix + num_registers, has_cls=self.has_cls, mask=mask, is_causal=is_causal,
             ids=self.state.ids, memo=self.state.memo,
         )  # fmt: skip
         self.state.block_input = None

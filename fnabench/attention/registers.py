@@ -175,23 +175,26 @@ def _surround(state: ForwardState, num_registers: int, neurons: Iterable[tuple[i
     place = slice(first.num_prefix, first.num_prefix + num_registers)
     state.num_registers = num_registers
     state.handles += [
-        first.block.register_forward_pre_hook(_Insert(place), prepend=True, with_kwargs=True),
-        last.block.register_forward_hook(_Remove(place)),
+        first.block.register_forward_pre_hook(_Insert(state, place), prepend=True, with_kwargs=True),
+        last.block.register_forward_hook(_Remove(state, place)),
     ]
     by_block: dict[int, list[int]] = {}
     for block, neuron in neurons:
         by_block.setdefault(block, []).append(neuron)
     device = next(first.block.parameters()).device
     for block, chosen in by_block.items():
-        shift = _Shift(place, torch.tensor(chosen, device=device))
+        shift = _Shift(state, place, torch.tensor(chosen, device=device))
         state.handles.append(state.tower[block].hidden_activation.register_forward_hook(shift))
 
 
 @dataclass(frozen=True, eq=False)
 class _Insert:
+    state: ForwardState
     place: slice
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if self.state.paused:
+            return args, options
         x, *rest = args
         if any(each is not None for each in (*rest, options.get("attn_mask"))):
             raise ImpossibleError("a mask given to the model cannot be honoured with test-time registers")
@@ -201,18 +204,22 @@ class _Insert:
 
 @dataclass(frozen=True, eq=False)
 class _Remove:
+    state: ForwardState
     place: slice
 
     def __call__(self, _: nn.Module, __: object, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
-        return torch.cat([x[:, : self.place.start], x[:, self.place.stop :]], 1)
+        return x if self.state.paused else torch.cat([x[:, : self.place.start], x[:, self.place.stop :]], 1)
 
 
 @dataclass(frozen=True, eq=False)
 class _Shift:
+    state: ForwardState
     place: slice
     neurons: Tensor
 
     def __call__(self, _: nn.Module, __: object, hidden: Float[Tensor, "B N F"]) -> Float[Tensor, "B N F"]:
+        if self.state.paused:
+            return hidden
         shifted = hidden.clone()
         shifted[:, self.place, self.neurons] = hidden[:, self.place.stop :, self.neurons].amax(1, keepdim=True)
         shifted[:, self.place.stop :, self.neurons] = 0
