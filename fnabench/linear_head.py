@@ -25,7 +25,7 @@ held-out cross-entropy rises."""
 HELD_OUT = 5
 """Every fifth group of samples is held out while the penalty is chosen."""
 NUM_ITERATIONS = 100
-TOLERANCE = 1e-6
+TOLERANCE = 1e-5
 """A fit ends when a step gains less cross-entropy than this."""
 
 

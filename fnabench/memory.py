@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 
 MIB = 2**20
+LLAVA = "transformers.models.llava.modeling_llava"
+"""Takes seconds to import, and only LLaVAs need it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +73,20 @@ def _in_fresh_process(call: Callable[[], object], warm_up: Callable[[], object])
     return result  # type: ignore[no-any-return]
 
 
+def prepare_for_memory(device: torch.device) -> None:
+    """Begin to import what a fresh process needs, beside other work, where `peak_memory` is going to need one."""
+    if device.type != "cuda" and "forkserver" in multiprocessing.get_all_start_methods():
+        _fresh_processes()
+        forkserver.ensure_running()
+
+
 @cache
 def _fresh_processes() -> Any:
     """Where processes are forked from one that has imported torch and run nothing; where there are none, new ones."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["timm", "torch"])
+    context.set_forkserver_preload([name for name in ("timm", "torch", LLAVA) if name in sys.modules])
     return context
 
 

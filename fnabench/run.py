@@ -21,6 +21,7 @@ from fnabench.device import is_out_of_memory
 from fnabench.environment import describe_environment
 from fnabench.experiment import Experiment
 from fnabench.loader import Batch, Loader
+from fnabench.memory import prepare_for_memory
 from fnabench.models.base import Backbone
 from fnabench.models.weights_file import hash_file
 from fnabench.progress import steps
@@ -78,6 +79,8 @@ def _obtain(
         try:
             fitted = fit(experiment, store, backbone)
             backbone().text_memory = TextMemory(store=store, key=experiment.text_key)
+            if experiment.probe.num_rounds and experiment.probe.memory:
+                prepare_for_memory(experiment.device)
             calibrated = prepare(experiment, backbone)
             attention, calibration = calibrated.attention, calibrated.found or None
             scores = evaluate(experiment, attention, backbone(), fitted.state if fitted else {})

@@ -99,8 +99,10 @@ def _resample(scores: SampleScores, seed: int) -> Iterator[NDArray[np.float64]]:
     numerator = _sum_by_cluster(scores.numerator, cluster_of, num_clusters)
     denominator = _sum_by_cluster(scores.denominator, cluster_of, num_clusters)
     generator = np.random.default_rng(seed)
+    start = num_clusters * np.arange(CHUNK)[:, None]
     for _ in range(NUM_RESAMPLES // CHUNK):
-        weights = generator.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), size=CHUNK).astype(float)
+        drawn = start + generator.integers(num_clusters, size=(CHUNK, num_clusters))
+        weights = np.bincount(drawn.ravel(), minlength=start.size * num_clusters).reshape(CHUNK, -1).astype(float)
         yield ratio_of_sums(weights @ numerator, weights @ denominator)
 
 
