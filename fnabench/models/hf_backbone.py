@@ -17,7 +17,7 @@ from fnabench.models.hf_layers import VisionAttentionLayer, decoder_layers, visi
 from fnabench.tiles import Images, Tiles
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from PIL import Image
     from torch import Tensor
 
@@ -57,7 +57,7 @@ class LlavaBackbone(Backbone):
         transform: Transform,
         transform_whole: Transform | None = None,
         *,
-        questions_at_once: int = 1024,
+        questions_at_once: int = 32,
     ) -> None:
         self.module = module.eval().requires_grad_(False)
         self.scope = scope
@@ -66,7 +66,7 @@ class LlavaBackbone(Backbone):
         self.transform = transform
         self.transform_whole = transform_whole or transform
         self.questions_at_once = questions_at_once
-        """Each answers from a copy of what its image left in the cache: this bounds their memory."""
+        """So many about an image are answered together: this bounds their memory."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Weights and attached variants: a transformers model that has run carries functions that no pickle takes."""
@@ -117,15 +117,15 @@ class LlavaBackbone(Backbone):
         from transformers import DynamicCache
 
         cache, is_read = self._read(images)
-        texts = [(row, self.dialogue.encode(prompt)) for row, asked in enumerate(prompts) for prompt in asked]
-        answers: list[list[int]] = []
-        for start in range(0, len(texts), self.questions_at_once):
-            some = texts[start : start + self.questions_at_once]
-            rows = torch.tensor([row for row, _ in some], device=images.device)
-            copied = DynamicCache([(layer.keys[rows], layer.values[rows]) for layer in cache.layers])
-            answers += self._answer(copied, is_read[rows], [text for _, text in some], max_new_tokens or MAX_NEW_TOKENS)
-        said = iter(self.dialogue.decode(answers))
-        return [[next(said) for _ in asked] for asked in prompts]
+        asked = [[self.dialogue.encode(prompt) for prompt in row] for row in prompts]
+        answers: list[list[list[int]]] = [[] for _ in prompts]
+        for start in range(0, max(map(len, asked), default=0), self.questions_at_once):
+            some = [row[start : start + self.questions_at_once] for row in asked]
+            copied = DynamicCache([(layer.keys, layer.values) for layer in cache.layers])
+            for row, found in zip(answers, self._answer(copied, is_read, some, max_new_tokens), strict=True):
+                row += found
+        said = iter(self.dialogue.decode([answer for row in answers for answer in row]))
+        return [[next(said) for _ in row] for row in answers]
 
     def _read(self, images: Images) -> tuple[Any, Bool[Tensor, "B N"]]:
         """The cache of every key and value of what stands before a question, and which of them are no padding."""
@@ -144,36 +144,64 @@ class LlavaBackbone(Backbone):
         return output.past_key_values, mask
 
     def _answer(
-        self, cache: Any, is_read: Bool[Tensor, "B N"], texts: Sequence[Sequence[int]], max_new_tokens: int
-    ) -> list[list[int]]:
-        """A greedy answer to each text, without its end."""
-        device = is_read.device
-        longest = max(map(len, texts))
-        ids = torch.tensor([[_PADDING] * (longest - len(text)) + list(text) for text in texts], device=device)
-        counts = torch.tensor([len(text) for text in texts], device=device)
-        mask = torch.cat([is_read, torch.arange(longest, 0, -1, device=device) <= counts[:, None]], 1)
+        self,
+        cache: Any,
+        is_read: Bool[Tensor, "B N"],
+        asked: Sequence[Sequence[Sequence[int]]],
+        max_new_tokens: int | None,
+    ) -> list[list[list[int]]]:
+        """A greedy answer to each text about each image, without its end.
+
+        The texts about an image stand in one sequence and see nothing of one another: what was read of the image need
+        not be copied for each.
+        """
+        device, most = is_read.device, max(map(len, asked))
+        ids, owner, place = (each.to(device) for each in _in_one_sequence(asked))
+        lengths = (owner[:, :, None] == torch.arange(most, device=device)).sum(1)  # [B, questions]
+        num_read = is_read.sum(1, keepdim=True)
+        position, latest = num_read + place, (lengths.cumsum(1) - 1).clamp(min=0)
+        known = owner[:, :0]
         ends = torch.tensor(sorted(self.dialogue.ends), dtype=torch.long, device=device)
+        is_open = lengths > 0
         made = []
-        is_open = torch.ones(len(texts), dtype=torch.bool, device=device)
-        for _ in range(max_new_tokens):
-            output = self.module(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=_positions(mask, ids),
+        for _ in range(max_new_tokens or MAX_NEW_TOKENS):
+            known = torch.cat([known, owner], 1)
+            order = torch.arange(known.shape[1], device=device)
+            own = (owner[:, :, None] == known[:, None]) & (order <= order[-owner.shape[1] :, None])
+            seen = torch.cat([is_read[:, None].expand(-1, owner.shape[1], -1), own], 2)
+            output = self.module.model.language_model(
+                inputs_embeds=self.module.get_input_embeddings()(ids),
+                attention_mask=seen[:, None],
+                position_ids=position,
                 past_key_values=cache,
-                logits_to_keep=1,
+                use_cache=True,
             )
-            ids = output.logits[:, -1:].argmax(-1)
+            last = output.last_hidden_state.take_along_dim(latest[:, :, None], 1)
+            ids = self.module.get_output_embeddings()(last).argmax(-1)  # [B, questions]
             made.append(ids)
-            is_open &= ~torch.isin(ids[:, 0], ends)
+            is_open &= ~torch.isin(ids, ends)
             if not is_open.any():
                 break
-            mask = torch.cat([mask, torch.ones_like(ids, dtype=torch.bool)], 1)
-        answers = []
-        for row in torch.cat(made, 1).tolist():
-            end = next((place for place, token in enumerate(row) if token in self.dialogue.ends), len(row))
-            answers.append(row[:end])
-        return answers
+            position = num_read + lengths + len(made) - 1
+            owner = latest = torch.arange(most, device=device).expand_as(ids)
+        answers = torch.stack(made, 2).tolist()
+        return [
+            [self._until_end(answer) for answer in row[: len(texts)]] for row, texts in zip(answers, asked, strict=True)
+        ]
+
+    def _until_end(self, answer: list[int]) -> list[int]:
+        return answer[: next((place for place, token in enumerate(answer) if token in self.dialogue.ends), len(answer))]
+
+
+def _in_one_sequence(asked: Sequence[Sequence[Sequence[int]]]) -> list[Int[Tensor, "B T"]]:
+    """The texts of each image one after the other, padded behind: the ids, which text each belongs to (-1: none), and
+    its place in it."""
+    longest = max(sum(map(len, texts)) for texts in asked)
+    rows = []
+    for texts in asked:
+        tokens = [(token, number, place) for number, text in enumerate(texts) for place, token in enumerate(text)]
+        rows.append(tokens + [(_PADDING, -1, 0)] * (longest - len(tokens)))
+    return list(torch.tensor(rows).unbind(-1))
 
 
 def check_scope(scope: str) -> None:
