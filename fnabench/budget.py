@@ -122,8 +122,8 @@ class Search:
     backbone: Backbone
     attention: Any
     """An Attention that Budget.check lets pass."""
-    chunks: Sequence[Tensor]
-    """The calibration images, [b, 3, height, width] each."""
+    chunks: Sequence[Any]
+    """The calibration images, in one tensor or in tiles each."""
     forward: Forward
     batch: Batch
     """What attention is timed on."""

@@ -118,12 +118,12 @@ def choose(experiment: Experiment, budget: Budget, store: Store, backbone: Calla
             source = experiment.calibration_images
             images = _loader(experiment, backbone(), source).first(min(budget.num_images, len(source))).images
             batch = _loader(experiment, backbone(), experiment.source).first(experiment.probe.batch_size)
-            most = len(budget.num_landmarks) + len(backbone().layers)
+            most, size = len(budget.num_landmarks) + len(backbone().layers), experiment.batch_size
             with steps("choosing landmarks and layers", most) as advance:
                 search = Search(
                     backbone=backbone(),
                     attention=experiment.attention,
-                    chunks=torch.split(images, experiment.batch_size),
+                    chunks=[images[start : start + size] for start in range(0, len(images), size)],
                     forward=experiment.task.forward,
                     batch=batch,
                     seed=experiment.seed,
