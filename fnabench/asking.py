@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fnabench.data.base import Question
-from fnabench.loader import Loader
+from fnabench.loader import Batch, Loader
 from fnabench.models.base import Backbone
 from fnabench.tiles import blank
 
@@ -49,3 +49,15 @@ def ask(
             answers += said
             images += [sample.id] * len(said)
     return Replies(questions=tuple(questions), answers=tuple(answers), images=tuple(images))
+
+
+def with_suffix(question: Question, suffix: str) -> str:
+    """The question, and the suffix on a line of its own, as LLaVA was evaluated."""
+    return f"{question.text}\n{suffix}".strip()
+
+
+def begin(backbone: Backbone, batch: Batch, prompt: Callable[[Question], str]) -> list[list[str]]:
+    """The answers to each image's first question up to their first token: what comes after attends exactly, and its
+    length varies."""
+    prompts = [[prompt(sample.questions[0])] for sample in batch.samples]
+    return backbone.generate(batch.images, prompts, max_new_tokens=1)

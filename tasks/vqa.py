@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fnabench.asking import ask
+from fnabench.asking import ask, begin, with_suffix
 from fnabench.contract import Task
 from fnabench.data.base import Question
 from fnabench.errors import one_of
@@ -70,10 +70,8 @@ class Vqa(Task):
         return Scores(metrics=metrics, headline=self.metric)
 
     def forward(self, backbone: Backbone, batch: Batch) -> list[list[str]]:
-        """Up to the first token of the answer: what comes after attends exactly, and its length varies."""
-        prompts = [[self.prompt(sample.questions[0])] for sample in batch.samples]
-        return backbone.generate(batch.images, prompts, max_new_tokens=1)
+        return begin(backbone, batch, self.prompt)
 
     def prompt(self, question: Question) -> str:
-        """What the model is asked: the question, and the suffix on a line of its own, as LLaVA was evaluated."""
-        return f"{question.text}\n{self.suffix}".strip()
+        """What the model is asked."""
+        return with_suffix(question, self.suffix)

@@ -8,14 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fnabench.data.base import Question, Sample, Source
-from fnabench.data.image_files import check_count, check_files, existing_folder, hash_files, read_image, take
+from PIL import Image
+
+from fnabench.data.base import Question, Sample
+from fnabench.data.image_files import check_count, existing_folder, take
+from fnabench.data.listed import ListedImages
 from fnabench.errors import BadInputError, MissingError
 from fnabench.identity import LOCATION
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlavaBench(Source):
+class LlavaBench(ListedImages):
     """Images with their open questions, in the order in which the file first names them; one answer a question."""
 
     root: str = field(metadata=LOCATION)
@@ -40,27 +43,21 @@ class LlavaBench(Source):
     def provides(self) -> frozenset[str]:
         return frozenset({"open_questions"})
 
-    def check(self) -> None:
-        check_files(self._folder, [file for file, _ in self._rows], Path(self.root) / self.questions)
-
-    def fingerprint(self) -> str:
-        return hash_files(self._folder, self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Sample:
-        file, questions = self._rows[index]
-        return Sample(id=file, image=read_image(self._folder / file), questions=questions)
+    def _sample(self, file: str, image: Image.Image, known: tuple[Question, ...]) -> Sample:
+        return Sample(id=file, image=image, questions=known)
 
     @property
     def _folder(self) -> Path:
         return Path(self.root) / self.images
 
+    @property
+    def _listed_in(self) -> Path:
+        return Path(self.root) / self.questions
+
     @cached_property
     def _rows(self) -> list[tuple[str, tuple[Question, ...]]]:
         root = existing_folder("data.root", self.root, self.obtain)
-        asked = _read_lines(root / self.questions, self.obtain)
+        asked = _read_lines(self._listed_in, self.obtain)
         answered = _read_lines(root / self.answers, self.obtain)
         try:
             answers = {entry["question_id"]: entry["text"] for entry in answered}
@@ -75,7 +72,7 @@ class LlavaBench(Source):
                 by_image.setdefault(self.prefix + entry["image"].removeprefix(self.prefix), []).append(question)
         except (KeyError, TypeError, AttributeError) as error:
             raise BadInputError(
-                f"{root / self.questions} and {self.answers} do not belong together: {error} is missing, or given to "
+                f"{self._listed_in} and {self.answers} do not belong together: {error} is missing, or given to "
                 "more than one question"
             ) from error
         check_count(self.name, "images", len(by_image), self.num_images)
