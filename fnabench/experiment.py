@@ -150,7 +150,8 @@ class Experiment:
     def calibration_images(self) -> Source:
         """Where a variant or a budget finds images to look at: the training split, or the data itself; never at
         labels."""
-        return self.source.training_split() or self.source
+        training = self.source.training_split()
+        return self.source if training is None else training  # whether it is empty is not asked: that reads it
 
     @property
     def is_calibrated(self) -> bool:

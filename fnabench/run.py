@@ -135,12 +135,13 @@ def choose(experiment: Experiment, budget: Budget, store: Store, backbone: Calla
 
 def prepare(experiment: Experiment, backbone: Callable[[], Backbone]) -> Calibrated:
     """The variant with stored masks, or after it has seen its calibration images in the untouched model."""
-    attention, source, masks = experiment.attention, experiment.calibration_images, experiment.masks
+    attention, masks = experiment.attention, experiment.masks
     if masks is not None:
         return Calibrated(attention=attention.with_masks(masks.ids, masks.masks), found=masks.origin)
     if not attention.num_calibration_images:
         return Calibrated(attention=attention, found={})
-    model, wanted = backbone(), min(attention.num_calibration_images, len(source))
+    model, source = backbone(), experiment.calibration_images
+    wanted = min(attention.num_calibration_images, len(source))
     model.layers.detach()
     with torch.inference_mode(), steps("calibration", wanted) as advance:
         images = _loader(replace(experiment, batch_size=1), model, source, advance)
