@@ -10,6 +10,8 @@ from torch import nn
 FAMILIES = ("llava", "llava_next", "llava_onevision")
 PROMPT = "USER: <image>\n{} ASSISTANT:"
 NUM_VISION, NUM_DECODER = 3, 4
+NUM_READ = {"llava": NUM_VISION - 1, "llava_next": NUM_VISION - 1, "llava_onevision": NUM_VISION}
+"""Vision blocks up to the one that the projector reads."""
 EDGE, PATCH = 32, 8
 GRID = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
 SPECIAL = ("<s>", "</s>", "<unk>", "<pad>", "<image>", "<video>")

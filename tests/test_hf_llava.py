@@ -22,7 +22,7 @@ from small_llava import (
     EDGE,
     FAMILIES,
     NUM_DECODER,
-    NUM_VISION,
+    NUM_READ,
     PROMPT,
     build_processor,
     byte_tokenizer,
@@ -47,7 +47,6 @@ ROWS = ("llava_1_5_7b", "llava_1_6_vicuna_7b", "llava_onevision_0_5b")
 SIZES = ((48, 48), (40, 90), (EDGE, EDGE))
 """Height and width of the images: two of them of other than native size, in 4 and 3 tiles with the whole image."""
 PROMPTS = [["what is it?", "hi"], ["which colour?"], ["two?"]]
-DEPTHS = {"vision": (NUM_VISION,), "decoder": (NUM_DECODER,), "both": (NUM_VISION, NUM_DECODER)}
 VARIANTS = {"fna": Fna(num_landmarks=4), "fna_refined": FnaRefined(num_landmarks=4)}
 
 
@@ -82,6 +81,18 @@ def batch_of(backbone):
     return stack([backbone.transform(picture) for picture in pictures()])
 
 
+def depths(family, scope):
+    """How many layers each replaced tower has."""
+    return {"vision": (NUM_READ[family],), "decoder": (NUM_DECODER,), "both": (NUM_READ[family], NUM_DECODER)}[scope]
+
+
+def stock_model(folder):
+    """The checkpoint as transformers loads it, every vision block included."""
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="sdpa").eval()
+
+
 def stock_inputs(folder):
     """What transformers' own processor makes of every question with its image, padded on the left."""
     from transformers import AutoProcessor
@@ -101,7 +112,7 @@ def test_answers_are_those_of_the_stock_generation_natively_and_by_exact(saved, 
     backbone = load(saved(family), scope=scope)
     inputs = stock_inputs(saved(family))
     assert (inputs["attention_mask"] == 0).any(), "rows of different lengths"
-    made = backbone.module.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
+    made = stock_model(saved(family)).generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
     stock = backbone.dialogue.tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     images = batch_of(backbone)
     native = backbone.generate(images, PROMPTS)
@@ -120,7 +131,8 @@ def test_logits_are_those_of_the_untouched_model(saved, family, scope):
     backbone = load(saved(family), scope=scope)
     inputs = stock_inputs(saved(family))
     is_text = inputs["attention_mask"].bool()
-    native, embedding = backbone.module(**inputs).logits[is_text], backbone.encode_image(batch_of(backbone))
+    native, embedding = stock_model(saved(family))(**inputs).logits[is_text], backbone.encode_image(batch_of(backbone))
+    assert torch.equal(backbone.module(**inputs).logits[is_text], native)
     Exact().attach(backbone.layers)
     tolerance = 2e-5 if family == "llava_onevision" and scope != "vision" else 0.0  # grouped queries
     for ours, theirs in (
@@ -137,15 +149,15 @@ def test_variants_run_in_every_scope_once_a_layer(saved, family, scope, variant)
     backbone = load(saved(family), scope=scope)
     images = batch_of(backbone)
     exact = backbone.encode_image(images)
-    assert backbone.layers.depths == DEPTHS[scope]
-    assert [layer.index for layer in backbone.layers] == list(range(sum(DEPTHS[scope])))
+    assert backbone.layers.depths == depths(family, scope)
+    assert [layer.index for layer in backbone.layers] == list(range(sum(depths(family, scope))))
     seen = watch(variant)
     seen.attach(backbone.layers)
     approximated = backbone.encode_image(images)
     assert approximated.isfinite().all()
     assert ((approximated - exact).norm(dim=1) > 1e-3 * exact.norm(dim=1)).all()
     assert [len(answers) for answers in backbone.generate(images, PROMPTS)] == [2, 1, 1]
-    assert [inputs.layer for inputs in seen.seen] == 2 * list(range(sum(DEPTHS[scope])))
+    assert [inputs.layer for inputs in seen.seen] == 2 * list(range(sum(depths(family, scope))))
     backbone.layers.detach()
     assert torch.equal(backbone.encode_image(images), exact)
 
@@ -161,7 +173,7 @@ def test_the_blueprint_says_what_the_layers_of_one_native_image_see(saved, famil
     assert [shape.num_tokens for shape in blueprint.shapes] == [inputs.q.shape[2] for inputs in seen.seen]
     assert [shape.num_prefix for shape in blueprint.shapes] == [inputs.num_prefix for inputs in seen.seen]
     assert [shape.num_heads for shape in blueprint.shapes] == [inputs.k.shape[1] for inputs in seen.seen]
-    assert blueprint.depths == DEPTHS[scope]
+    assert blueprint.depths == depths(family, scope)
     tower = 0 if family == "llava_onevision" else 1
     assert [shape.num_prefix for shape in blueprint.shapes] == [
         0 if shape.is_causal else tower for shape in blueprint.shapes
@@ -294,7 +306,7 @@ def test_the_macs_of_an_image_count_each_of_its_tiles(saved, name):
     assert cost.exact_macs == counted
     shape = backbone.layers[0].shape(17)
     num_tiles = 5 if name == "llava_next" else 1
-    saved_macs = Exact().macs(shape, NUM_VISION) - fna.macs(shape, NUM_VISION)
+    saved_macs = Exact().macs(shape, NUM_READ["llava"]) - fna.macs(shape, NUM_READ["llava"])
     assert cost.exact_macs - cost.macs == num_tiles * saved_macs
 
 
@@ -309,7 +321,7 @@ def test_weights_under_either_names_are_the_same_model(saved, family, tmp_path, 
         weights = load_file(folder / "model.safetensors")
         weights = {name.replace("vision_tower.", "vision_tower.vision_model."): each for name, each in weights.items()}
     else:
-        weights = {name: each.clone() for name, each in theirs.module.named_parameters()}
+        weights = {name: each.clone() for name, each in stock_model(folder).named_parameters()}
     assert any(name.startswith({"hub": "language_model.model", "module": "model.language"}[layout]) for name in weights)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     ours = load(folder)
@@ -376,7 +388,7 @@ def test_a_tower_or_decoder_of_another_kind_is_refused_only_where_it_is_replaced
     config = json.loads((folder / "config.json").read_text())
     mistral = config["text_config"] | {"model_type": "mistral", "architectures": None}
     (folder / "config.json").write_text(json.dumps(config | {"text_config": mistral}))
-    assert len(model(folder).blueprint().shapes) == NUM_VISION
+    assert len(model(folder).blueprint().shapes) == NUM_READ["llava"]
     with pytest.raises(ImpossibleError, match=r"MistralAttention in block 0 of MistralModel is not understood; only "):
         model(folder, scope="decoder").blueprint()
     sliding = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2}
@@ -422,7 +434,7 @@ def test_a_pinned_repository_is_read_from_the_cache_without_a_network(saved, tmp
     copied(saved("llava"), snapshot)
     fresh = replace(hub)
     assert fresh.weights_hash() == model(saved("llava")).weights_hash()
-    assert len(fresh.load(CPU, torch.float32).layers) == NUM_VISION
+    assert len(fresh.load(CPU, torch.float32).layers) == NUM_READ["llava"]
     (snapshot / "model.safetensors").unlink()
     with pytest.raises(MissingError, match="is not whole in the local cache"):
         replace(hub).check()
@@ -448,8 +460,8 @@ def test_a_row_says_its_source_licence_size_and_prompt(name):
 
 
 FULL = {  # layers and tokens of the tower and of the decoder for an image of native size, heads, key and value heads
-    "llava_1_5_7b": ("llava", 24, 577, 32, 576, 32),
-    "llava_1_6_vicuna_7b": ("llava_next", 24, 577, 32, 576 + 24 * 24 + 24, 32),
+    "llava_1_5_7b": ("llava", 23, 577, 32, 576, 32),
+    "llava_1_6_vicuna_7b": ("llava_next", 23, 577, 32, 576 + 24 * 24 + 24, 32),
     "llava_onevision_0_5b": ("llava_onevision", 26, 729, 24, 729 + 27 * 27 + 27, 14),
 }
 
