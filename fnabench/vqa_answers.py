@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 NORMALISATIONS = ("official", "big_vision", "evalai")
 
@@ -28,6 +29,10 @@ _WORDS = (
     | {number: str(value) for value, number in enumerate(_NUMBERS)}
     | {"none": "0"}
 )
+
+
+_remembered = lru_cache(maxsize=2**16)
+"""Data sets repeat few answers very often."""
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str], normalisation: str = "official") -> float:
@@ -61,6 +66,7 @@ def _one_line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
+@_remembered
 def _punctuation(text: str) -> str:
     """Marks go where they stand at a word's edge, or anywhere if a number holds a comma; else they become a space."""
     has_thousands = re.search(r"\d,\d", text) is not None
@@ -71,12 +77,14 @@ def _punctuation(text: str) -> str:
     return re.sub(r"\.(?!\d)", "", text)
 
 
+@_remembered
 def _words(text: str) -> str:
     """Lower case, numbers in digits, no articles, contractions with their apostrophe."""
     words = [_WORDS.get(word, word) for word in text.lower().split()]
     return " ".join(word for word in words if word not in _ARTICLES)
 
 
+@_remembered
 def _evalai(text: str) -> str:
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     return _words(_punctuation(text.strip())).strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import final
 
 from PIL import Image
@@ -95,7 +96,7 @@ class Scenes(Source):
 
     def scene(self, index: int) -> Scene:
         """What the sample shows, before anything is drawn."""
-        return compose(self._draw("layout", index))
+        return _scene(self.split, self.seed, index)
 
     def picture(self, index: int) -> Picture:
         """The pixels of the sample, and which thing owns each."""
@@ -107,3 +108,9 @@ class Scenes(Source):
 
     def _draw(self, stream: str, index: int) -> Draw:
         return Draw(split=self.split, stream=stream, seed=self.seed, index=index)
+
+
+@lru_cache(maxsize=1)
+def _scene(split: str, seed: int, index: int) -> Scene:
+    """A sample asks for its scene several times over."""
+    return compose(Draw(split=split, stream="layout", seed=seed, index=index))
