@@ -14,6 +14,7 @@ from PIL import Image
 
 from fnabench.contract import Task
 from fnabench.data.base import IGNORE_INDEX, Sample, Source
+from fnabench.decoded import Decoded
 from fnabench.errors import BadInputError, ImpossibleError, one_of
 from fnabench.identity import LOCATION
 from fnabench.linear_head import fit_linear_head
@@ -148,7 +149,9 @@ class Segmentation(Task):
             return
         height, width = loader.transform(Image.new("RGB", (32, 32))).shape[-2:]
         boxes_of = partial(cover, proportions=(height, width), window=self.window, stride=self.stride)
-        cut = partial(_cut, boxes_of=boxes_of, transform=loader.transform)
+        cut: Transform = partial(_cut, boxes_of=boxes_of, transform=loader.transform)
+        if isinstance(loader.transform, Decoded):
+            cut = loader.transform.then(cut, self.window, self.stride)
         for batch in replace(loader, transform=cut, batch_size=1):  # images differ in their number of windows
             (windows,), (sample,) = batch.images, batch.samples
             tokens = torch.cat([backbone.encode_patches(some) for some in windows.split(loader.batch_size)])
