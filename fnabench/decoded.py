@@ -1,8 +1,9 @@
 """Images as a transform leaves them, kept on disk: read again, they are what they were to the bit.
 
-The file of a source holds an entry a sample: what is known of it as JSON, its mask, its pixels. Where all that an image
-can become is the table of what each of the 256 values of a channel becomes, as by a resize and a normalisation, pixels
-are places in that table and take a byte instead of four. An index with a checksum of each entry closes the file.
+The file of a source holds an entry a sample: what is known of it as JSON, its mask, its pixels. A normalised image has
+at most 256 values in a channel, one for each that a pixel can have: the file begins with a table of them, and pixels
+are places in it, a byte instead of four. An image that has other values is kept as it is. An index with a checksum of
+each entry closes the file.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -61,7 +62,7 @@ class Decoded:
         return self.transform(image)  # type: ignore[no-any-return]
 
     def then(self, transform: Callable[[Image.Image], Any], *settings: object) -> Decoded:
-        """Another transform that is made of this one, and of these settings alone."""
+        """Another transform, which depends on this one and on these settings alone."""
         return replace(self, transform=transform, key=digest([self.key, *settings]))
 
     def read(self, source: Source) -> Entries | None:
@@ -189,7 +190,7 @@ def _pack(images: Images, sample: Sample, levels: Float[Tensor, "3 256"]) -> byt
     pixels = (images.pixels if isinstance(images, Tiles) else images).contiguous()
     places = _places(pixels, levels)
     head = {
-        "known": asdict(replace(sample, image=None, mask=None)),
+        "known": vars(sample) | {"image": None, "mask": None},
         "mask": None if sample.mask is None else sample.mask.shape,
         "tiles": {"counts": images.counts, "sizes": images.sizes} if isinstance(images, Tiles) else None,
         "dtype": None if places is not None else str(pixels.dtype).removeprefix("torch."),
@@ -241,5 +242,6 @@ def _look_up(places: NDArray[np.uint8], levels: Float[Tensor, "3 256"]) -> Float
     return torch.from_numpy(found)
 
 
-def _plain(number: Any) -> Any:
-    return number.item()
+def _plain(value: Any) -> Any:
+    """What JSON does not know: questions, and labels that are numpy's."""
+    return vars(value) if isinstance(value, Question) else value.item()

@@ -189,8 +189,8 @@ class Experiment:
 
     @cached_property
     def transform_key(self) -> str:
-        """Hash of everything that the model's transforms depend on."""
-        return digest({name: self.identity[name] for name in ("model", "libraries", "code")})
+        """Hash of everything that the model's transforms depend on: the attention variant is no part."""
+        return digest({name: self.twin().identity[name] for name in ("model", "libraries", "code")})
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -13,17 +13,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from builders import image_folder
+from builders import image_folder, watch
 from hydra.utils import instantiate
 from PIL import Image
 from small_llava import save_llava
 from small_world import SmallWorld
 from torch import Tensor
 
+from fnabench import cli
 from fnabench.data.base import Sample, Source
 from fnabench.data.scenes import Scenes
 from fnabench.decoded import Decoded
 from fnabench.errors import BadInputError
+from fnabench.experiment import Experiment
 from fnabench.loader import Loader
 from fnabench.models.preprocessing import square_transforms
 from fnabench.store import SAMPLES, read_record
@@ -120,6 +122,13 @@ def test_what_changes_the_images_has_a_file_of_its_own_and_nothing_else_has(worl
         assert len(files(world)) == number, other
     succeed(world, **changes | {"task": "segmentation"})  # which resizes the whole image
     assert len(files(world)) == 6, "and the training split's"
+
+
+def test_a_variant_of_ones_own_shares_them():
+    experiment = Experiment.of(*cli.compose(["task=retrieval", "data.limit=4", "device=cpu", "data.cache=decoded"]))
+    mine = replace(experiment, attention=watch(experiment.attention))
+    assert mine.identity["code"] != experiment.identity["code"]
+    assert mine.transform_key == experiment.transform_key
 
 
 def test_a_file_that_was_cut_off_is_written_again(world):
@@ -327,6 +336,17 @@ def test_processes_that_begin_together_all_get_every_image(tmp_path: Path) -> No
         process.join()
     assert found == {torch.stack([CROP(source[index].image) for index in range(40)]).numpy().tobytes()}
     assert kept_in(tmp_path) == [".images"]
+
+
+def test_a_label_of_numpy_is_kept_as_a_number(tmp_path: Path) -> None:
+    class Labelled(Sizes):
+        def __getitem__(self, index: int) -> Sample:
+            return replace(super().__getitem__(index), label=np.int64(index))  # type: ignore[arg-type]
+
+    passes = loader(Labelled(), tmp_path)
+    list(passes)
+    entries = passes.transform.read(Labelled())
+    assert [entries[index][1].label for index in range(3)] == [0, 1, 2]
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
