@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fnabench.attention.base import Attention
 from fnabench.attention.exact import Exact
@@ -20,11 +21,13 @@ from fnabench.cost import Probe
 from fnabench.data.base import Source
 from fnabench.device import choose_device, choose_dtype
 from fnabench.environment import device_name, library_versions
-from fnabench.errors import BadInputError
+from fnabench.errors import BadInputError, one_of
 from fnabench.identity import digest, digest_of_code, locations, settings
 from fnabench.models.base import Blueprint, Model
 from fnabench.models.weights_file import hash_file
 from fnabench.token_masks import TokenMasks, read_masks
+
+CACHES = (None, "decoded")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,12 +54,20 @@ class Experiment:
     """Chooses the landmarks and the layers before the experiment runs."""
     choice: Choice | None = None
     """What the budget came to."""
+    cache: str | None = None
+    """One of CACHES: what is kept of images on disk; no part of the identity, since they are the same to the bit."""
 
     @classmethod
     def of(cls, cfg: DictConfig, choices: Mapping[str, str]) -> Experiment:
         """The experiment that a composed configuration describes; nothing is loaded yet."""
+        described = deepcopy(cfg)
+        with open_dict(described):
+            cache = described.data.pop("cache", None)
+        if cache not in CACHES:
+            raise one_of("data.cache", cache, ("null", *CACHES[1:]))
         parts = {
-            name: instantiate(cfg[name], _convert_="all") for name in ("task", "data", "model", "attention", "probe")
+            name: instantiate(described[name], _convert_="all")
+            for name in ("task", "data", "model", "attention", "probe")
         }
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         as_written: Any = OmegaConf.to_container(cfg, resolve=False)
@@ -82,6 +93,7 @@ class Experiment:
             names={kind: choices[kind] for kind in ("task", "data", "model", "attention")},
             config=config,
             budget=budget,
+            cache=cache,
         )
 
     @classmethod
@@ -174,6 +186,11 @@ class Experiment:
         """Hash of everything but the texts themselves that changes text features: the attention variant is no part."""
         names = ("model", "dtype", "device", "libraries", "code")
         return digest({name: self.twin().identity[name] for name in names})
+
+    @cached_property
+    def transform_key(self) -> str:
+        """Hash of everything that the model's transforms depend on: the attention variant is no part."""
+        return digest({name: self.twin().identity[name] for name in ("model", "libraries", "code")})
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fnabench.data.base import Sample, Source
+from fnabench.decoded import Decoded, Entries
 from fnabench.errors import BadInputError, FnabenchError
 from fnabench.tiles import Images, split_by_size, stack
 
@@ -39,7 +41,8 @@ class Batch:
 class Loader:
     """All samples of a source in order, decoded and transformed in worker processes; the last batch may be short.
 
-    A batch of images in tiles comes in parts of one image size each.
+    A batch of images in tiles comes in parts of one image size each. Where the transform keeps what it makes, the first
+    whole pass writes it and later ones read it.
     """
 
     source: Source
@@ -58,41 +61,51 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         on_gpu = self.device.type == "cuda"
+        items = self._items()
         batches = DataLoader(
-            _Transformed(self.source, self.transform),
+            items,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             collate_fn=_collate,
             pin_memory=on_gpu,
         )
-        for collated in batches:
-            if isinstance(collated, FnabenchError):
-                raise collated
-            images, samples = collated
-            for part, places in split_by_size(images):
-                moved = part.to(self.device, self.dtype, non_blocking=on_gpu)
-                batch = Batch(images=moved, samples=tuple(samples[place] for place in places))
-                self.before_batch(batch.samples)
-                yield batch
-                self.on_batch(len(places))
+        decoded = self.transform if isinstance(self.transform, Decoded) and items.kept is None else None
+        with decoded.write(self.source) if decoded else nullcontext() as keep:
+            for collated in batches:
+                if isinstance(collated, FnabenchError):
+                    raise collated
+                images, samples = collated
+                if keep is not None:
+                    keep(images, samples)
+                for part, places in split_by_size(images):
+                    moved = part.to(self.device, self.dtype, non_blocking=on_gpu)
+                    batch = Batch(images=moved, samples=tuple(samples[place] for place in places))
+                    self.before_batch(batch.samples)
+                    yield batch
+                    self.on_batch(len(places))
 
     def first(self, size: int) -> Batch:
         """The first samples as one batch, over and over where the source is shorter."""
-        items = _Transformed(self.source, self.transform)
+        items = self._items()
         collated = _collate([items[position % len(self.source)] for position in range(size)])
         if isinstance(collated, FnabenchError):
             raise collated
         images, samples = collated
         return Batch(images=images.to(self.device, self.dtype), samples=samples)
 
+    def _items(self) -> _Transformed:
+        kept = self.transform.read(self.source) if isinstance(self.transform, Decoded) else None
+        return _Transformed(self.source, self.transform, kept)
+
 
 _Item = tuple[Images, Sample] | FnabenchError
 
 
 class _Transformed(Dataset[_Item]):
-    def __init__(self, source: Source, transform: Transform) -> None:
+    def __init__(self, source: Source, transform: Transform, kept: Entries | None) -> None:
         self.source = source
         self.transform = transform
+        self.kept = kept
 
     def __len__(self) -> int:
         return len(self.source)
@@ -100,6 +113,8 @@ class _Transformed(Dataset[_Item]):
     def __getitem__(self, index: int) -> _Item:
         # An error travels as a value: raised in a worker it would arrive wrapped in that worker's traceback.
         try:
+            if self.kept is not None:
+                return self.kept[index]
             sample = self.source[index]
             if sample.image is None:
                 raise BadInputError(f"sample {sample.id} has no image")

@@ -17,9 +17,11 @@ from fnabench.budget import Budget, Choice, Search
 from fnabench.contract import Task
 from fnabench.cost import Measurement, attach_alone, measure_cost
 from fnabench.data.base import Sample, Source
+from fnabench.decoded import Decoded
 from fnabench.device import is_out_of_memory
 from fnabench.environment import describe_environment
 from fnabench.experiment import Experiment
+from fnabench.identity import digest
 from fnabench.loader import Batch, Loader
 from fnabench.memory import prepare_for_memory
 from fnabench.models.base import Backbone
@@ -50,7 +52,7 @@ def run(experiment: Experiment, store: Store, *, rerun: bool = False) -> Outcome
     """The record of an experiment, from the store or computed now; its exact twin's is had first."""
     experiment = experiment.settled()
     experiment.check()
-    backbone = cache(lambda: experiment.model.load(experiment.device, experiment.dtype))
+    backbone = cache(lambda: load(experiment, store))
     if experiment.budget is not None:
         experiment = experiment.chosen(choose(experiment, experiment.budget, store, backbone))
     twin = experiment.twin()
@@ -92,6 +94,17 @@ def _obtain(
         record = _record(experiment, exact, store, scores, measurement, status, fitted, calibration)
         timings = {"end to end": measurement.end_to_end, "attention": measurement.attention} if measurement else {}
         return store.save(record, scores, timings), True
+
+
+def load(experiment: Experiment, store: Store) -> Backbone:
+    """The model with its weights; with data.cache=decoded, what its transforms make of images is kept in the store."""
+    backbone = experiment.model.load(experiment.device, experiment.dtype)
+    if experiment.cache:
+        for name in ("transform", "transform_whole"):
+            key = digest([experiment.transform_key, name])
+            decoded = Decoded(transform=getattr(backbone, name), folder=store.root / ".decoded", key=key)
+            setattr(backbone, name, decoded)
+    return backbone
 
 
 def fit(experiment: Experiment, store: Store, backbone: Callable[[], Backbone]) -> Fitted | None:

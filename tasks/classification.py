@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import normalize
 
 from fnabench.contract import Task
 from fnabench.data.base import Source
@@ -89,12 +89,13 @@ class Classification(Task):
     def fit(self, backbone: Backbone, loader: Loader) -> dict[str, Tensor]:
         features, labels = [], []
         for batch in loader:
-            features.append(backbone.encode_image(batch.images).float().cpu())
+            features.append(backbone.encode_image(batch.images).cpu())
             labels += [sample.label for sample in batch.samples]
         bank, targets = torch.cat(features), torch.tensor(labels)
         if self.method == "knn":
-            return {"features": normalize(bank, dim=-1), "labels": targets}
-        return fit_linear_head(bank, one_hot(targets).float(), range(len(targets)))
+            return {"features": normalize(bank.float(), dim=-1), "labels": targets}
+        one_hot = torch.zeros(len(targets), int(targets.max()) + 1, dtype=torch.uint8).scatter_(1, targets[:, None], 1)
+        return fit_linear_head(bank, one_hot, range(len(targets)), loader.device)
 
     def evaluate(self, backbone: Backbone, loader: Loader, fitted: Mapping[str, Tensor]) -> Scores:
         classes = self._class_embeddings(backbone, loader.source) if self._is_zeroshot(backbone) else None

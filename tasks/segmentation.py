@@ -14,6 +14,7 @@ from PIL import Image
 
 from fnabench.contract import Task
 from fnabench.data.base import IGNORE_INDEX, Sample, Source
+from fnabench.decoded import Decoded
 from fnabench.errors import BadInputError, ImpossibleError, one_of
 from fnabench.identity import LOCATION
 from fnabench.linear_head import fit_linear_head
@@ -109,14 +110,14 @@ class Segmentation(Task):
             for box in view.boxes:
                 targets.append(shares(view.mask[box.pixels], view.grid, num_classes))
                 groups += [number] * len(targets[-1])
-        return fit_linear_head(torch.cat(features), torch.cat(targets), groups)
+        return fit_linear_head(torch.cat(features), torch.cat(targets), groups, loader.device)
 
     def evaluate(self, backbone: Backbone, loader: Loader, fitted: Mapping[str, Tensor]) -> Scores:
         num_classes = len(loader.source.mask_names)
         ids: list[str] = []
         intersections, unions, predictions = [], [], []
         for view in self._views(backbone, loader):
-            logits = view.tokens @ fitted["weight"].T + fitted["bias"]  # [n, N, K]
+            logits = view.tokens.float() @ fitted["weight"].T + fitted["bias"]  # [n, N, K]
             maps = logits.mT.reshape(len(logits), num_classes, *view.grid)
             predicted = stitch(maps, view.boxes, view.mask.shape).max(0).indices.numpy()  # five times as fast as argmax
             intersection, union = overlap(predicted, view.mask, num_classes)
@@ -142,18 +143,20 @@ class Segmentation(Task):
         if self.inference == "whole":
             for batch in loader:
                 grid = backbone.patch_grid(batch.images)
-                for sample, tokens in zip(batch.samples, self.forward(backbone, batch).float().cpu(), strict=True):
+                for sample, tokens in zip(batch.samples, self.forward(backbone, batch).cpu(), strict=True):
                     mask = _mask(sample, num_classes)
                     yield _View(sample.id, mask, [Box(0, 0, *mask.shape)], tokens[None], grid)
             return
         height, width = loader.transform(Image.new("RGB", (32, 32))).shape[-2:]
         boxes_of = partial(cover, proportions=(height, width), window=self.window, stride=self.stride)
-        cut = partial(_cut, boxes_of=boxes_of, transform=loader.transform)
+        cut: Transform = partial(_cut, boxes_of=boxes_of, transform=loader.transform)
+        if isinstance(loader.transform, Decoded):
+            cut = loader.transform.then(cut, self.window, self.stride)
         for batch in replace(loader, transform=cut, batch_size=1):  # images differ in their number of windows
             (windows,), (sample,) = batch.images, batch.samples
             tokens = torch.cat([backbone.encode_patches(some) for some in windows.split(loader.batch_size)])
             mask = _mask(sample, num_classes)
-            yield _View(sample.id, mask, boxes_of(mask.shape), tokens.float().cpu(), backbone.patch_grid(windows))
+            yield _View(sample.id, mask, boxes_of(mask.shape), tokens.cpu(), backbone.patch_grid(windows))
 
 
 def overlap(
@@ -193,7 +196,7 @@ class _View:
     mask: NDArray[np.uint8]
     boxes: list[Box]
     tokens: Float[Tensor, "n N C"]
-    """On the CPU in float32, one row a box."""
+    """On the CPU, one row a box."""
     grid: tuple[int, int]
 
 

@@ -33,7 +33,7 @@ LAYERS = (
     ("timing", "memory", "macs", "beside", "watch"),
     ("sdpa",),
     ("data.base", "data.image_files", "data.imagenet_names", "data.hub", "models.base"),
-    ("data.listed",),
+    ("data.listed", "decoded"),
     (
         "data.*",
         "loader",

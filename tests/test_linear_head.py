@@ -56,6 +56,78 @@ def test_rows_of_zeros_do_not_count_for_the_linear_head():
     assert torch.equal((features @ other["weight"].T + other["bias"]).argmax(-1), targets.argmax(-1))
 
 
+# Where it is fitted, and how many samples at once
+
+
+def plain_fit(features: torch.Tensor, targets: torch.Tensor, groups: range) -> dict[str, torch.Tensor]:
+    """The same fit with everything in memory, standardised once and each loss in one expression."""
+    mean, scale = features.mean(0), features.std(0).clamp_min(1e-6)
+    standard = (features - mean) / scale
+    held_out = torch.unique(torch.tensor(groups), return_inverse=True)[1] % 5 == 0
+
+    def loss_of(chosen, weight, bias):
+        logs = torch.nn.functional.log_softmax(standard[chosen] @ weight.T + bias, -1)
+        return -(targets[chosen] * logs).sum() / targets[chosen].sum().clamp_min(1)
+
+    def minimise(chosen, penalty, start):
+        weight, bias = (part.clone().requires_grad_() for part in start)
+        optimiser = torch.optim.LBFGS(
+            [weight, bias], max_iter=100, tolerance_change=1e-5, line_search_fn="strong_wolfe"
+        )
+
+        def closure():
+            optimiser.zero_grad()
+            loss = loss_of(chosen, weight, bias) + penalty * weight.square().sum()
+            loss.backward()
+            return float(loss.detach())
+
+        optimiser.step(closure)
+        return weight.detach(), bias.detach()
+
+    start = torch.zeros(targets.shape[1], features.shape[1]), torch.zeros(targets.shape[1])
+    path, losses = {}, {}
+    for penalty in PENALTIES:
+        path[penalty] = start = minimise(~held_out, penalty, start)
+        losses[penalty] = float(loss_of(held_out, *start))
+        if losses[penalty] > min(losses.values()):
+            break
+    penalty = min(losses, key=losses.__getitem__)
+    weight, bias = minimise(torch.ones_like(held_out), penalty, path[penalty])
+    weight = weight / scale
+    return {"weight": weight, "bias": bias - weight @ mean, "held_out_losses": torch.tensor(list(losses.values()))}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_cpu_the_head_is_the_plain_one_to_the_bit(dtype):
+    features, targets = noisy_classes(150, noise=0.7)
+    features = features.to(dtype)
+    expected = plain_fit(features.float(), targets, range(150))
+    for given in (targets, targets.to(torch.uint8)):
+        with torch.inference_mode():
+            head = fit_linear_head(features, given, range(150), torch.device("cpu"))
+        assert all(torch.equal(head[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("rows_at_once", [7, 64, 149])
+def test_the_number_of_samples_at_once_does_not_matter(rows_at_once):
+    features, targets = noisy_classes(150, noise=0.7)
+    features = 3 + 10 * features
+    whole, parts = (fit_linear_head(features, targets, range(150), rows_at_once=rows) for rows in (None, rows_at_once))
+    assert torch.equal(whole["penalty"], parts["penalty"])
+    assert torch.allclose(whole["held_out_losses"], parts["held_out_losses"], rtol=1e-3)
+    logits = [features @ head["weight"].T + head["bias"] for head in (whole, parts)]
+    assert (logits[0].softmax(-1) - logits[1].softmax(-1)).abs().max() < 1e-2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_head_is_that_of_the_cpu_but_for_rounding():
+    features, targets = noisy_classes(150, noise=0.7)
+    here, there = (fit_linear_head(features, targets, range(150), torch.device(name)) for name in ("cpu", "cuda"))
+    assert torch.equal(here["penalty"], there["penalty"])
+    logits = [features @ head["weight"].T + head["bias"] for head in (here, there)]
+    assert (logits[0].softmax(-1) - logits[1].softmax(-1)).abs().max() < 1e-2
+
+
 # The grid
 
 
