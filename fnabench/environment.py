@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-LIBRARIES = ("torch", "torchvision", "timm", "transformers", "open_clip_torch", "numpy", "hydra-core")
+LIBRARIES = ("torch", "torchvision", "timm", "transformers", "open_clip_torch", "numpy", "pillow", "hydra-core")
 
 
 @dataclass(frozen=True, kw_only=True)
