@@ -21,6 +21,8 @@ from fnabench.attention.inverse import INVERSES, effective_values, macs_of_inver
 from fnabench.attention.landmarks import Landmarks
 from fnabench.attention.selection import Selection, one_head_each
 from fnabench.errors import BadInputError, ImpossibleError, one_of
+from fnabench.kernels.farthest_points import Sampled, sample_farthest_points
+from fnabench.kernels.limits import require_attention, require_sampling
 from fnabench.kernels.refined_attention import refined_attention as fused_attention
 
 if TYPE_CHECKING:
@@ -74,7 +76,8 @@ class FnaRefined(Attention):
     over: int = 1
     """Query landmarks a cell: the first M of over * M landmarks own the cells, all have exact outputs."""
     fused: bool = False
-    """The whole formula in three Triton launches, on a GPU; what they cannot do is refused."""
+    """On a GPU: the whole formula in three Triton launches, and farthest points and cells in one for the whole batch.
+    What they cannot do is refused; another `method` chooses its landmarks as the plain form does."""
 
     def __post_init__(self) -> None:
         Selection.of(self, self.num_landmarks)  # which refuses what it does not know
@@ -94,6 +97,11 @@ class FnaRefined(Attention):
                 f"attention.over={self.over} with num_landmarks={self.num_landmarks} asks for more landmarks than the "
                 f"{shape.num_tokens} tokens; choose num_landmarks up to {shape.num_tokens // self.over}"
             )
+        if self.fused and not shape.is_causal:
+            rows, num_alone = self.over * self.num_landmarks, shape.num_prefix + self.num_sinks
+            require_attention(None, shape.head_dim, rows, self.num_landmarks)
+            if self.method == "fps":
+                require_sampling(shape.num_tokens, rows, self.num_landmarks, shape.num_prefix, num_alone)
 
     def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]:
         if self.per_head:
@@ -101,19 +109,20 @@ class FnaRefined(Attention):
         if inputs.is_causal:
             return attend_causally(inputs, Selection.of(self, self.num_landmarks))
         allowed = inputs.key_mask()
-        landmarks, keys_of = self.choose(inputs, allowed)
         if self.fused:
+            sampled = self.sample(inputs, allowed)
             return fused_attention(
                 inputs.q,
                 inputs.k,
                 inputs.v,
-                landmarks.index,
-                inputs.memo["nearest"],
+                sampled.index,
+                sampled.cell_of,
                 inputs.scale,
                 self.ridge,
                 allowed,
                 self.num_landmarks,
             )
+        landmarks, keys_of = self.choose(inputs, allowed)
         return refined_attention(
             inputs.q,
             inputs.k,
@@ -147,6 +156,29 @@ class FnaRefined(Attention):
         if self.cells:
             return landmarks, gather_cells(memo["nearest"], self.num_landmarks, allowed)
         return landmarks, landmarks.first(self.num_landmarks)
+
+    def sample(self, inputs: AttentionInputs, allowed: Bool[Tensor, "B N"] | None) -> Sampled:
+        """As `choose`, for the kernels: the query landmarks, and the cell of each token."""
+        if "sampled" in inputs.memo and self.resample == "forward":
+            kept: Sampled = inputs.memo["sampled"]
+            return kept
+        selection = Selection.of(self, self.over * self.num_landmarks)
+        features = selection.points(inputs)
+        if self.method == "fps":
+            sampled = sample_farthest_points(
+                features,
+                selection.num_landmarks,
+                inputs.num_prefix,
+                allowed,
+                self.num_landmarks,
+                selection.sinks(inputs, allowed),
+            )
+        else:
+            landmarks = selection.choose(inputs, features, allowed)
+            own, num_alone = landmarks.first(self.num_landmarks), inputs.num_prefix + self.num_sinks
+            sampled = Sampled(index=landmarks.index, cell_of=nearest_landmark(features, own, num_alone))
+        inputs.memo["sampled"] = sampled
+        return sampled
 
     def macs(self, shape: AttentionShape, num_layers: int) -> int:
         if self.per_head:

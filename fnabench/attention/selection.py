@@ -107,7 +107,7 @@ class Selection:
     ) -> Landmarks:
         """The landmarks of these inputs, of which `points` gives the features."""
         m, num_prefix = self.num_landmarks, inputs.num_prefix
-        sinks = likely_sinks(inputs, self.num_sinks, self.sinks_by, allowed) if self.num_sinks else None
+        sinks = self.sinks(inputs, allowed)
         if self.method in ("grid", "random"):
             num_tokens, device = features.shape[1], features.device
             order = golden_order(num_tokens, device)
@@ -120,6 +120,10 @@ class Selection:
         for _ in range(self.num_refinements if self.method == "kmeans" else 0):
             landmarks = move_to_means(features, landmarks, num_prefix, self.num_sinks, allowed)
         return landmarks
+
+    def sinks(self, inputs: AttentionInputs, allowed: Bool[Tensor, "B N"] | None) -> Int[Tensor, "B S"] | None:
+        """The patches that are landmarks for certain; None where none is asked for."""
+        return likely_sinks(inputs, self.num_sinks, self.sinks_by, allowed) if self.num_sinks else None
 
     def macs(self, shape: AttentionShape) -> int:
         """Multiply-accumulates of one selection for one image."""
