@@ -48,6 +48,7 @@ ABLATION: Mapping[str, dict[str, object]] = {
     "+ two sinks": {"sketch": 0},
     "+ sketch (default)": {},
     "+ over": {"over": 2},
+    "default, correction shrunken": {"shrink": True},
     "default, landmarks by k-means": {"method": "kmeans", "num_refinements": 1},
 }
 """From the published form to the refined one, an ingredient at a time."""
