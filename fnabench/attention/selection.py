@@ -31,7 +31,8 @@ class Selection:
     fps: farthest points in the space of the features. kmeans: farthest points, moved `num_refinements` times to the
     token nearest to the mean of their cell. rpcholesky: randomly pivoted Cholesky of a Gaussian kernel of the features
     (arXiv 2207.06503). grid: evenly spaced in the order of the tokens. random: uniform. Prefix tokens are always
-    landmarks. What is drawn at random is the same for all images, so that none depends on its batch.
+    landmarks. What is drawn at random is the same for all images, so that none depends on its batch, and comes
+    from the host, for which a GPU has to wait; it waits for nothing else after the first call.
     """
 
     num_landmarks: int
@@ -164,7 +165,7 @@ def likely_sinks(
     if by == "norm":
         score = inputs.x.float().norm(dim=-1)
     else:
-        query = _mean_query(inputs.q.float(), allowed)
+        query = _mean_query(inputs.q, allowed)
         logits = inputs.scale * torch.einsum("bhnd,bhd->bhn", inputs.k.float(), query)
         if allowed is not None:
             logits = logits.masked_fill(~allowed[:, None], -torch.inf)
@@ -178,8 +179,8 @@ def likely_sinks(
 
 def _mean_query(q: Float[Tensor, "B H N D"], allowed: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B H D"]:
     if allowed is None:
-        return q.mean(2)
-    return (q * allowed[:, None, :, None]).sum(2) / allowed.sum(1)[:, None, None]
+        return q.mean(2, dtype=torch.float32)
+    return (q.float() * allowed[:, None, :, None]).sum(2) / allowed.sum(1)[:, None, None]
 
 
 def one_head_each(inputs: AttentionInputs) -> AttentionInputs:
