@@ -42,7 +42,7 @@ def main() -> None:
     B, H, N, L = 1, 2, 65, num_cells
     q, k, v = torch.empty(B, N, 3, H, width, dtype=dtype).permute(2, 0, 3, 1, 4)
     index, cell_of = torch.zeros(B, H, L, dtype=torch.long), torch.zeros(B, H, N, dtype=torch.long)
-    farthest_points.launch(q[:, 0], L, num_cells, 1, None)
+    farthest_points.launch(q[:, 0], L, num_cells, 1, None, index[:, 0, :2])
     sums, counts = landmark_pass.launch(q, k, v, index, cell_of, None, 0.1, num_cells, 1)
     cells, log_count = solve.launch(q, index, None, sums, counts, 0.1, 1e-3, num_cells)
     token_pass.launch(q, index, cells, log_count, 0.1, num_cells)

@@ -41,11 +41,16 @@ def changed_from(given, position, until=None):
     return replace(given, memo={}, **parts)
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [FNA, FnaRefined(num_landmarks=6), FnaRefined(num_landmarks=12, method="kmeans", features="k"),
-     Fna(num_landmarks=12, features="qk_concat", per_head=True), Fna(num_landmarks=12, method="rpcholesky")],
-)  # fmt: skip
+VARIANTS = (
+    FNA,
+    FnaRefined(num_landmarks=6),
+    FnaRefined(num_landmarks=12, method="kmeans", features="k"),
+    Fna(num_landmarks=12, features="qk_concat", per_head=True),
+    Fna(num_landmarks=12, method="rpcholesky"),
+)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("position", range(1, TOKENS))
 def test_no_token_sees_a_later_one(position, variant):
     before, after = variant(inputs()), variant(changed_from(inputs(), position))
@@ -53,11 +58,16 @@ def test_no_token_sees_a_later_one(position, variant):
     assert not torch.equal(before[:, :, position:], after[:, :, position:])
 
 
-@pytest.mark.parametrize("count", [1, 5, 12, 13, 30])
-def test_no_token_sees_padding(count):
-    given = padded(inputs(), count)
-    before, after = FNA(given), FNA(changed_from(given, 0, count))
-    assert torch.equal(before[1, :, count:], after[1, :, count:])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (0, 5), (0, 12), (0, 13), (0, 30), (20, 27), (41, 50)])
+def test_no_token_sees_padding(variant, start, stop):
+    """Before the prompt, in it, after it."""
+    given = inputs()
+    allowed = torch.ones(2, TOKENS, dtype=torch.bool)
+    allowed[1, start:stop] = False
+    given = replace(given, mask=allowed[:, None, None])
+    before, after = variant(given), variant(changed_from(given, start, stop))
+    assert torch.equal(before[1][:, allowed[1]], after[1][:, allowed[1]])
     assert before.isfinite().all()
 
 

@@ -6,10 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from small_world import SmallWorld
 
 from fnabench import __main__
+from fnabench.bench.fidelity import COST_COLUMNS
+from fnabench.bench.report import Table, write
+from fnabench.figures.fidelity import error_against_cost, read_table
 from fnabench.figures.masking import read_panels, start_block
 from fnabench.figures.tokens import latest_record
 from fnabench.store import ARRAYS, read_record
@@ -145,6 +149,38 @@ def test_the_latest_record_below_a_folder_is_drawn_and_a_sweep_with_it(world, fi
     with np.load(second / ARRAYS) as arrays:
         after_last = np.nanmean(arrays["norms"][:, -1, 0])
     assert f"| (after the last) | {after_last:.1f} |" in table
+
+
+def costs(folder, *lines):
+    """A fidelity.json with these lines of error against cost."""
+    table = Table(title="Error against cost: a model", columns=COST_COLUMNS, lines=lines)
+    write(folder, "fidelity", "Title", [], torch.device("cpu"), [table])
+    return folder / "fidelity.json"
+
+
+def test_error_against_cost_becomes_a_picture(world, figures):
+    exact = ("exact", "", 0.0, 25.0, 0.8, "")
+    forms = [(form, m, 1 / m**power, 0.4 * m, 0.01 * m, "")
+             for form, power in (("fna", 1), ("fna_refined", 2)) for m in (16, 64)]  # fmt: skip
+    path = costs(world.folder, exact, *forms)
+    code, paths, _ = figures("fidelity", path, "--formats", "png")
+    assert (code, paths) == (0, [str(world.folder / "figures" / "error_against_cost.png")])
+    with Image.open(paths[0]) as picture:
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 20
+    drawn = error_against_cost(read_table(path))
+    for axes, cost in zip(drawn.axes, (3, 4), strict=True):
+        published, refined, line = axes.lines
+        assert list(zip(*published.get_data(), strict=True)) == [(each[cost], each[2]) for each in forms[:2]]
+        assert list(zip(*refined.get_data(), strict=True)) == [(each[cost], each[2]) for each in forms[2:]]
+        assert line.get_xdata() == [exact[cost]] * 2
+
+
+def test_a_file_without_costs_is_refused_in_one_line(world, figures):
+    write(world.folder, "fna", "Title", [], torch.device("cpu"))
+    for name in ("fna.json", "absent.json"):
+        code, paths, err = figures("fidelity", world.folder / name)
+        assert (code, paths, len(err.splitlines())) == (2, [], 1)
+        assert "holds no table of error against cost" in err
 
 
 def test_what_is_no_record_of_the_task_is_refused_in_one_line(world, figures):

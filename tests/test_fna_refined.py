@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -32,7 +33,12 @@ LADDER = (
 
 
 def naive_refined(
-    inputs: AttentionInputs, num_landmarks: int, features: str, over: int = 1, allowed: np.ndarray | None = None
+    inputs: AttentionInputs,
+    num_landmarks: int,
+    features: str,
+    over: int = 1,
+    allowed: np.ndarray | None = None,
+    shrink: bool = False,
 ) -> np.ndarray:
     """Cells, masses, ridge and scatter in float64, image by image and head by head, every matrix written out."""
     q, k, v = (each.double().numpy() for each in (inputs.q, inputs.k, inputs.v))
@@ -56,10 +62,20 @@ def naive_refined(
             f = row_softmax(inputs.scale * q[b, h] @ k_bar.T + log_size)
             u = row_softmax(inputs.scale * q[b, h, rows] @ k[b, h, keys].T) @ v[b, h, keys]
             a = f[rows]
-            gram = a.T @ a + 1e-3 * np.eye(len(own))
-            output[b, h] = f @ (v_bar + np.linalg.solve(gram, a.T @ (u - a @ v_bar)))
+            missed, share = u - a @ v_bar, 1.0
+            if shrink:  # each landmark is predicted by a system without it
+                others = [solve_ridge(np.delete(a, i, 0), np.delete(missed, i, 0)) for i in range(len(a))]
+                predicted = np.stack([row @ values for row, values in zip(a, others, strict=True)])
+                stands_for = np.array([len(members[own.index(each)]) if each in own else 1 for each in rows])[:, None]
+                best = (stands_for * missed * predicted).sum() / (stands_for * predicted**2).sum()
+                share = np.clip(2 * best, 0, 1)
+            output[b, h] = f @ (v_bar + share * solve_ridge(a, missed))
             output[b, h, rows] = u
     return output
+
+
+def solve_ridge(a: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return np.linalg.solve(a.T @ a + 1e-3 * np.eye(a.shape[1]), a.T @ right)
 
 
 def row_softmax(logits: np.ndarray) -> np.ndarray:
@@ -87,6 +103,39 @@ def test_refined_is_its_formula(features: str, num_prefix: int, tokens: int, num
     inputs = attention_inputs(tokens=tokens, num_prefix=num_prefix)
     expected = naive_refined(inputs, num_landmarks, features, over)
     np.testing.assert_allclose(refined(num_landmarks, features=features, over=over)(inputs), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("kept", [None, [*range(0, 40, 4), 39], [*range(30)]])
+@pytest.mark.parametrize("over", [1, 3])
+def test_shrunken_it_leaves_out_each_landmark_in_turn(over: int, kept: list[int] | None) -> None:
+    mask = None if kept is None else key_mask(kept, kept, tokens=40)
+    inputs = attention_inputs(tokens=40, mask=mask)
+    allowed, seen = (None, slice(None)) if mask is None else (mask[:, 0, 0].numpy(), kept)
+    plain, expected = (naive_refined(inputs, 8, "q", over, allowed, shrink)[:, :, seen] for shrink in (False, True))
+    output = refined(8, features="q", over=over, shrink=True)(inputs)[:, :, seen]
+    np.testing.assert_allclose(output, expected, atol=1e-3)
+    assert kept is not None or np.abs(expected - plain).max() > 0.02
+
+
+def test_with_a_large_ridge_it_is_the_softmax_over_cell_means() -> None:
+    inputs = attention_inputs(tokens=40)
+    output = refined(8, ridge=1e7, scatter=False)(inputs)
+    cells = inputs.memo["cells"]
+    bias = cells.size.log()[:, None, None]
+    weights = (inputs.scale * inputs.q @ cells.mean(inputs.k).mT + bias).softmax(-1)
+    torch.testing.assert_close(output, weights @ cells.mean(inputs.v), atol=1e-5, rtol=0)
+
+
+def test_at_the_landmarks_the_ridge_is_never_worse_than_the_cell_means() -> None:
+    for seed in range(20):
+        inputs = attention_inputs(tokens=60, seed=seed)
+        errors = []
+        for ridge in (1e-4, 1e-3, 1e-2, 1.0, 1e7):
+            given = replace(inputs, memo={})
+            off = refined(12, ridge=ridge, scatter=False)(given) - Exact()(inputs)
+            errors.append(given.memo["landmarks"].gather(off).square().sum((-2, -1)))
+        for smaller, larger in pairwise(errors):
+            assert (smaller <= larger + 1e-4).all()
 
 
 @pytest.mark.parametrize("num_prefix", [0, 1, 5])
@@ -290,6 +339,8 @@ def test_cells_of_the_first_layer_serve_the_later_ones() -> None:
         ({"resample": "never"}, "resample=never"),
         ({"inverse": "lu"}, "inverse=lu"),
         ({"inverse": "newton_schulz", "over": 2}, "needs a square system, not over=2; use inverse=ridge"),
+        ({"shrink": True, "cells": False}, "shrink=true needs cells=true and inverse=ridge"),
+        ({"shrink": True, "inverse": "pinv"}, "shrink=true needs cells=true and inverse=ridge"),
     ],
 )
 def test_settings_out_of_range_are_refused(options: dict[str, object], message: str) -> None:
@@ -321,13 +372,14 @@ def test_the_landmarks_must_outnumber_the_prefix_and_not_the_tokens(
 
 
 @pytest.mark.parametrize("features", FEATURES)
-@pytest.mark.parametrize("options", LADDER)
+@pytest.mark.parametrize("options", [*LADDER, LADDER[-2] | {"shrink": True}, LADDER[-1] | {"shrink": True}])
 @pytest.mark.parametrize("resample", ["forward", "layer"])
 def test_its_macs_are_those_that_a_counter_sees(options: dict[str, object], features: str, resample: str) -> None:
     inputs = attention_inputs(tokens=41)
     variant, memo = refined(**(options | {"features": features, "resample": resample})), {}  # type: ignore[arg-type]
     counted = count_macs(lambda: [variant(replace(on_meta(inputs), memo=memo)) for _ in range(3)])
-    cholesky = 0 if variant.inverse == "newton_schulz" else 3 * 3 * (7**3 // 2)  # no counter sees it
+    size = 7 * variant.over if variant.shrink else 7
+    cholesky = 0 if variant.inverse == "newton_schulz" else 3 * 3 * (size**3 // 2)  # no counter sees it
     assert variant.macs(shape_of(inputs), 3) == counted + cholesky
 
 

@@ -14,8 +14,11 @@ import torch
 from builders import attention_inputs
 from torch import Tensor
 
+from fnabench.attention.base import AttentionShape
+from fnabench.attention.cells import nearest_landmark
 from fnabench.attention.fna_refined import FnaRefined
 from fnabench.attention.landmarks import farthest_points
+from fnabench.bench.sinks import plant
 from fnabench.errors import BadInputError, ImpossibleError
 from fnabench.kernels import reference
 from fnabench.kernels.farthest_points import sample_farthest_points
@@ -100,6 +103,29 @@ class TestFarthestPoints:
         assert torch.equal(many.index[:, :6], few.index)
         assert torch.equal(many.cell_of, few.cell_of)
 
+    @pytest.mark.parametrize("num_prefix", [0, 1, 5])
+    @pytest.mark.parametrize("tokens", [23, 40, 129])
+    @pytest.mark.parametrize("num_cells", [9, 12])
+    def test_guaranteed_tokens_come_after_the_prefix_and_share_their_cells_with_none(
+        self, tokens: int, num_prefix: int, num_cells: int
+    ) -> None:
+        x = features(3, tokens)
+        guaranteed = torch.tensor([[20, 7], [num_prefix, 22], [13, 12]], device=DEVICE)
+        for allowed in (None, some_allowed(3, tokens, 18)):
+            plain = farthest_points(x, 12, num_prefix, allowed, guaranteed)
+            own = plain.first(num_cells)
+            sampled = sample_farthest_points(x, 12, num_prefix, allowed, num_cells, guaranteed)
+            assert torch.equal(sampled.index, plain.index)
+            assert torch.equal(sampled.index[:, num_prefix : num_prefix + 2], guaranteed)
+            nearest = nearest_landmark(x, own, num_prefix + 2)
+            counted = torch.ones_like(nearest, dtype=torch.bool) if allowed is None else allowed
+            assert torch.equal(sampled.cell_of[counted], nearest[counted])
+
+    def test_strided_guaranteed_tokens_are_read_as_such(self) -> None:
+        x, guaranteed = features(2), torch.tensor([[30, 0, 8], [9, 0, 31]], device=DEVICE)
+        expected = farthest_points(x, 8, 1, None, guaranteed[:, ::2])
+        assert torch.equal(sample_farthest_points(x, 8, 1, guaranteed=guaranteed[:, ::2]).index, expected.index)
+
     def test_strided_features_give_the_same(self) -> None:
         x = features(2, 40, 6)
         strided = x.mT.contiguous().mT[:, ::2, 1::2]
@@ -118,8 +144,9 @@ class TestFarthestPoints:
     def test_the_operator_is_well_formed(self) -> None:
         allowed = some_allowed(2, 20, 15)
         operator = torch.ops.fnabench.farthest_points.default
-        torch.library.opcheck(operator, (features(2, 20), 5, 4, 1, allowed))
-        torch.library.opcheck(operator, (features(2, 20), 5, 4, 1, None))
+        guaranteed = torch.tensor([[3], [7]], device=DEVICE)
+        torch.library.opcheck(operator, (features(2, 20), 5, 4, 1, allowed, guaranteed))
+        torch.library.opcheck(operator, (features(2, 20), 5, 4, 1, None, None))
 
     def test_the_compiler_sees_one_graph(self) -> None:
         torch.compiler.reset()
@@ -294,7 +321,7 @@ class TestRefinedAttention:
         ("change", "reason"),
         [
             ({"cells": 129, "landmarks": 130, "tokens": 140}, "1..128 cells of"),
-            ({"cells": 65, "landmarks": 65, "width": 128}, "1..64 cells of torch.float32 heads of 128"),
+            ({"cells": 65, "landmarks": 65, "width": 128}, "1..64 cells of heads of 128 channels in torch.float32"),
             ({"width": 136}, "at most 128 channels, not 136"),
             ({"dtype": torch.float64}, "not torch.float64"),
         ],
@@ -378,7 +405,65 @@ class TestVariant:
         fused = FnaRefined(num_landmarks=8, fused=True, **options)(replace(given, memo={}, **moved))  # type: ignore[arg-type]
         torch.testing.assert_close(fused.cpu(), plain, atol=2e-4, rtol=1e-3)
 
-    @pytest.mark.parametrize("option", [{"cells": False}, {"scatter": False}, {"inverse": "pinv"}])
+    @pytest.mark.parametrize("options", [{}, {"sketch": 0}, {"over": 2}, {"sinks_by": "norm"}, {"num_sinks": 0}])
+    @pytest.mark.parametrize("mass", [0.3, 0.6, 0.9])
+    def test_its_one_launch_chooses_the_plain_form_s_landmarks_sinks_first(
+        self, mass: float, options: dict[str, object]
+    ) -> None:
+        given = attention_inputs(batch=3, tokens=41, head_dim=32)
+        given = plant(replace(given, q=given.q + 1), mass)
+        sinks = (given.k[:, 0] != attention_inputs(batch=3, tokens=41, head_dim=32).k[:, 0]).any(-1).nonzero()[:, 1]
+        plain = FnaRefined(num_landmarks=9, **options)  # type: ignore[arg-type]
+        landmarks, _ = plain.choose(given, None)
+        moved = {name: getattr(given, name).to(DEVICE) for name in ("q", "k", "v", "x")}
+        sampled = replace(plain, fused=True).sample(replace(given, memo={}, **moved), None)
+        assert torch.equal(sampled.index.cpu(), landmarks.index)
+        assert torch.equal(sampled.cell_of.cpu(), given.memo["nearest"])
+        if plain.num_sinks and plain.sinks_by == "mass":
+            assert (sampled.index.cpu()[:, 1:3] == sinks[:, None]).any(1).all()
+            assert (sampled.cell_of.cpu().gather(1, sinks[:, None]) < 3).all()
+
+    def test_it_chooses_on_the_sketch(self) -> None:
+        given = attention_inputs(tokens=41, head_dim=32)
+        moved = {name: getattr(given, name).to(DEVICE) for name in ("q", "k", "v", "x")}
+        chosen = [
+            FnaRefined(num_landmarks=9, sketch=sketch, fused=True).sample(replace(given, memo={}, **moved), None).index
+            for sketch in (0, 8, 96)
+        ]
+        assert torch.equal(chosen[0], chosen[2]), "96 channels are not wider than the sketch"
+        assert not torch.equal(chosen[0], chosen[1])
+
+    def test_the_landmarks_serve_later_layers_with_masks_of_their_own(self) -> None:
+        first, later = attention_inputs(tokens=41, head_dim=32), attention_inputs(tokens=41, head_dim=32, seed=1)
+        later = replace(later, mask=(torch.arange(41) % 5 != 3)[None, None, None].expand(2, -1, -1, -1))
+        for resample in ("forward", "layer"):
+            outputs = []
+            for fused in (False, True):
+                variant, memo = FnaRefined(num_landmarks=9, resample=resample, fused=fused), {}
+                for given in (first, later):
+                    moved = {name: getattr(given, name).to(DEVICE) for name in ("q", "k", "v", "x")}
+                    moved["mask"] = None if given.mask is None else given.mask.to(DEVICE)
+                    output = variant(replace(given, memo=memo, **moved))
+                outputs.append(output)
+            torch.testing.assert_close(outputs[1], outputs[0], atol=2e-4, rtol=1e-3)
+
+    @pytest.mark.parametrize(
+        ("shape", "options", "reason"),
+        [
+            ({"head_dim": 160}, {}, "heads of at most 128 channels, not 160"),
+            ({"num_tokens": 16387}, {}, "at most 16384 patches an image, not 16386"),
+            ({}, {"num_landmarks": 129}, "1..128 cells of heads of 64 channels"),
+        ],
+    )
+    def test_layers_that_the_kernels_cannot_take_are_refused_beforehand(
+        self, shape: dict[str, int], options: dict[str, int], reason: str
+    ) -> None:
+        sizes = {"num_tokens": 577, "num_heads": 3, "head_dim": 64, "num_channels": 192, "num_prefix": 1} | shape
+        FnaRefined(**options).check(AttentionShape(**sizes))
+        with pytest.raises(ImpossibleError, match=reason):
+            FnaRefined(fused=True, **options).check(AttentionShape(**sizes))
+
+    @pytest.mark.parametrize("option", [{"cells": False}, {"scatter": False}, {"inverse": "pinv"}, {"shrink": True}])
     def test_what_the_kernels_do_not_do_is_refused(self, option: dict[str, object]) -> None:
-        with pytest.raises(BadInputError, match="fused=true needs cells=true, scatter=true and inverse=ridge"):
+        with pytest.raises(BadInputError, match="fused=true needs cells=true, scatter=true"):
             FnaRefined(fused=True, **option)  # type: ignore[arg-type]

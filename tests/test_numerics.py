@@ -24,6 +24,7 @@ VARIANTS = (
     FnaRefined(num_landmarks=12, features="qk_concat"),
     FnaRefined(num_landmarks=12, method="kmeans"),
     FnaRefined(num_landmarks=12, method="rpcholesky"),
+    FnaRefined(num_landmarks=12, shrink=True),
 )
 
 
@@ -65,7 +66,9 @@ def test_any_condition_number(variant: FnaRefined, exponent: float, tokens: int,
 def test_noise_that_no_landmarks_can_stand_for_does_not_blow_up(
     variant: FnaRefined, exponent: float, tokens: int, seed: int
 ) -> None:
-    assert_sound(variant, with_fading_directions(attention_inputs(tokens=tokens, seed=seed), 10**exponent), factor=3)
+    noise = with_fading_directions(attention_inputs(tokens=tokens, seed=seed), 10**exponent)
+    assert_sound(variant, noise, factor=2.5)
+    assert_sound(replace(variant, shrink=True), replace(noise, memo={}), factor=1.5)
 
 
 @pytest.mark.parametrize("condition", [1e2, 1e4, 1e6, 1e8])

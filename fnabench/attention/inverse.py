@@ -46,6 +46,27 @@ def effective_values(
     raise one_of("inverse", inverse, INVERSES)
 
 
+def shrunken_ridge(
+    a: Float[Tensor, "*batch L M"], u: Float[Tensor, "*batch L D"], ridge: float, weight: Float[Tensor, "*batch L"]
+) -> Float[Tensor, "*batch M D"]:
+    """The ridge solution of effective_values, times the largest share in [0, 1] that leave-one-out finds harmless.
+
+    With K = A A^T + r I the solution is A^T K^-1 U, and K^-1 also tells, without cancellation, what the other rows
+    predict of each one: P = U - K^-1 U / diag(K^-1). The share 2 <U, P> / <P, P> of that, rows weighted, is as wrong
+    as predicting zeros, and any smaller one is better. Where it is above 1 the solution is left as it is.
+    """
+    kernel = a @ a.mT
+    kernel.diagonal(dim1=-2, dim2=-1).add_(ridge)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(kernel).L)  # [*batch, L, L]
+    dual = inverse @ u
+    predicted = u - dual / inverse.diagonal(dim1=-2, dim2=-1)[..., None]
+    weighted = weight[..., None] * predicted
+    agreement, size = 2 * (weighted * u).sum((-2, -1)), (weighted * predicted).sum((-2, -1))
+    share = torch.where(agreement < size, (agreement / size).clamp_min(0), 1)  # what overflows is left as it is
+    values: Tensor = a.mT @ (share[..., None, None] * dual)
+    return values
+
+
 def newton_schulz(a: Float[Tensor, "*batch M M"], num_iterations: int) -> Float[Tensor, "*batch M M"]:
     """The approximate inverse after `num_iterations` third-order Newton-Schulz steps."""
     shape, a = a.shape, a.reshape(-1, *a.shape[-2:])
@@ -59,12 +80,19 @@ def newton_schulz(a: Float[Tensor, "*batch M M"], num_iterations: int) -> Float[
 
 
 def macs_of_inverse(
-    inverse: str, num_landmarks: int, head_dim: int, num_iterations: int, num_rows: int | None = None
+    inverse: str,
+    num_landmarks: int,
+    head_dim: int,
+    num_iterations: int,
+    num_rows: int | None = None,
+    shrink: bool = False,
 ) -> int:
-    """Multiply-accumulates of `effective_values` for one head; `num_rows` is L where that is not M."""
+    """Multiply-accumulates of `effective_values` for one head, or of `shrunken_ridge`; `num_rows` is L where not M."""
     m, d, rows = num_landmarks, head_dim, num_rows or num_landmarks
     if inverse == "newton_schulz":
         return 4 * num_iterations * m**3 + m * m * d
+    if inverse == "ridge" and shrink:  # the same with rows for columns
+        return rows * rows * m + rows**3 // 2 + rows * rows * d + rows * m * d
     if inverse == "ridge":  # Gram matrix, Cholesky and inverse of the factor (M^3/6 + M^3/3), right-hand side, product
         return rows * m * m + m**3 // 2 + rows * m * d + m * m * d
     if inverse == "pinv":  # the SVD is counted as 10 products, LAPACK's usual figure

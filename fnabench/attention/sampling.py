@@ -18,7 +18,7 @@ GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 def golden_order(num_tokens: int, device: torch.device) -> Float[Tensor, " N"]:
     """Ranks of which the lowest M are spread evenly over the tokens, whatever M is: multiples of the golden ratio."""
-    return (torch.arange(num_tokens, dtype=torch.float64) * GOLDEN_RATIO % 1).to(device, torch.float32)
+    return (torch.arange(num_tokens, dtype=torch.float64, device=device) * GOLDEN_RATIO % 1).float()
 
 
 def random_order(num_tokens: int, device: torch.device, seed: int) -> Float[Tensor, " N"]:

@@ -31,7 +31,8 @@ class Selection:
     fps: farthest points in the space of the features. kmeans: farthest points, moved `num_refinements` times to the
     token nearest to the mean of their cell. rpcholesky: randomly pivoted Cholesky of a Gaussian kernel of the features
     (arXiv 2207.06503). grid: evenly spaced in the order of the tokens. random: uniform. Prefix tokens are always
-    landmarks. What is drawn at random is the same for all images, so that none depends on its batch.
+    landmarks. What is drawn at random is the same for all images, so that none depends on its batch, and comes
+    from the host, for which a GPU has to wait; it waits for nothing else after the first call.
     """
 
     num_landmarks: int
@@ -107,7 +108,7 @@ class Selection:
     ) -> Landmarks:
         """The landmarks of these inputs, of which `points` gives the features."""
         m, num_prefix = self.num_landmarks, inputs.num_prefix
-        sinks = likely_sinks(inputs, self.num_sinks, self.sinks_by, allowed) if self.num_sinks else None
+        sinks = self.sinks(inputs, allowed)
         if self.method in ("grid", "random"):
             num_tokens, device = features.shape[1], features.device
             order = golden_order(num_tokens, device)
@@ -120,6 +121,10 @@ class Selection:
         for _ in range(self.num_refinements if self.method == "kmeans" else 0):
             landmarks = move_to_means(features, landmarks, num_prefix, self.num_sinks, allowed)
         return landmarks
+
+    def sinks(self, inputs: AttentionInputs, allowed: Bool[Tensor, "B N"] | None) -> Int[Tensor, "B S"] | None:
+        """The patches that are landmarks for certain; None where none is asked for."""
+        return likely_sinks(inputs, self.num_sinks, self.sinks_by, allowed) if self.num_sinks else None
 
     def macs(self, shape: AttentionShape) -> int:
         """Multiply-accumulates of one selection for one image."""
@@ -160,7 +165,7 @@ def likely_sinks(
     if by == "norm":
         score = inputs.x.float().norm(dim=-1)
     else:
-        query = _mean_query(inputs.q.float(), allowed)
+        query = _mean_query(inputs.q, allowed)
         logits = inputs.scale * torch.einsum("bhnd,bhd->bhn", inputs.k.float(), query)
         if allowed is not None:
             logits = logits.masked_fill(~allowed[:, None], -torch.inf)
@@ -174,8 +179,8 @@ def likely_sinks(
 
 def _mean_query(q: Float[Tensor, "B H N D"], allowed: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B H D"]:
     if allowed is None:
-        return q.mean(2)
-    return (q * allowed[:, None, :, None]).sum(2) / allowed.sum(1)[:, None, None]
+        return q.mean(2, dtype=torch.float32)
+    return (q.float() * allowed[:, None, :, None]).sum(2) / allowed.sum(1)[:, None, None]
 
 
 def one_head_each(inputs: AttentionInputs) -> AttentionInputs:

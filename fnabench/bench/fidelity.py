@@ -1,7 +1,8 @@
 """How near both FNA forms stay to exact attention: `python -m fnabench.bench.fidelity [folder] [number of images]`.
 
 On the real ViT-Ti of conf/model/vit_tiny.yaml with images of conf/data/imagenet_sample.yaml, by task=fidelity: every
-ingredient of the refined form, both forms at several sizes and numbers of landmarks, and how few landmarks suffice.
+ingredient of the refined form, both forms at several sizes and numbers of landmarks, how few landmarks suffice, and
+error against cost, of which `fnabench figures fidelity` makes a picture.
 Planted sinks: that model's attention inputs, with one patch made to take a given share of the attention.
 """
 
@@ -28,6 +29,7 @@ from fnabench.bench.sinks import planted_sinks
 from fnabench.cost import attach_alone, capture_inputs
 from fnabench.data.base import Source
 from fnabench.loader import Loader
+from fnabench.macs import attention_macs
 from fnabench.models.base import Backbone
 from fnabench.progress import stderr
 from fnabench.scores import SampleScores, Scores
@@ -48,10 +50,12 @@ ABLATION: Mapping[str, dict[str, object]] = {
     "+ two sinks": {"sketch": 0},
     "+ sketch (default)": {},
     "+ over": {"over": 2},
+    "default, correction shrunken": {"shrink": True},
     "default, landmarks by k-means": {"method": "kmeans", "num_refinements": 1},
 }
 """From the published form to the refined one, an ingredient at a time."""
 TARGET_KL = 1e-2
+COST_COLUMNS = ("form", "M", "KL", "attention, ms", "attention, GMAC", "exact / form [95 %]")
 
 
 def main() -> None:
@@ -61,7 +65,8 @@ def main() -> None:
     torch.set_num_threads(1)
     tables = []
     with torch.inference_mode():
-        for table in (*budgets(num_images), planted_sinks(real_inputs()), ablation(num_images)):
+        measured = (*budgets(num_images), error_against_cost(num_images))
+        for table in (*measured, planted_sinks(real_inputs()), ablation(num_images)):
             stderr.print(table.text())
             tables.append(table)
     path = write(folder, "fidelity", "FNA as published and refined, beside exact attention", [], CPU, tables)
@@ -120,12 +125,35 @@ def equal_fidelity(num_images: int) -> Table:
             reached[name] = core
             if kl <= TARGET_KL:
                 break
+        else:
+            lines.append((name, f"> {core.num_landmarks}", "not reached", ""))
     captured = random_inputs(577, num_layers=6)
     arms = {name: core_arm(core, captured) for name, core in reached.items()}
     row = compare_arms("", interleave(arms, 20, CPU), "fna", "fna_refined")
     lines.append(("time of the last fna / the last fna_refined", "", "", f"{row.ratio}"))
     title = f"Fewest landmarks for KL <= {TARGET_KL}: ViT-Ti, 384 px, blocks 6..11, {num_images} images"
     return Table(title=title, columns=("form", "M", "KL", "attention time, 12 heads"), lines=lines)
+
+
+def error_against_cost(num_images: int, num_rounds: int = 20) -> Table:
+    """KL over the images, and what the attention of blocks 6..11 takes for one of them, side by side."""
+    forms: dict[str, list[Fna | FnaRefined]] = {
+        "fna": [Fna(num_landmarks=m) for m in (16, 32, 64, 128, 256)],
+        "fna_refined": [FnaRefined(num_landmarks=m) for m in (16, 32, 64, 128, 256)],
+    }
+    measured = [(name, core, fidelity(core, 384, num_images).kl) for name, cores in forms.items() for core in cores]
+    captured = real_inputs(num_images=1)
+    arms = {"exact": core_arm(Exact(), captured)}
+    arms |= {f"{name} {core.num_landmarks}": core_arm(core, captured) for name, core, _ in measured}
+    timings = interleave(arms, num_rounds, CPU)
+    shapes = [layer.shape(captured[0].q.shape[2]) for layer in backbone(384).layers.select("6:")]
+    lines: list[tuple[object, ...]] = []
+    for name, core, kl in measured:
+        row = compare_arms("", timings, "exact", f"{name} {core.num_landmarks}")
+        lines.append((name, core.num_landmarks, kl, row.arm_ms, attention_macs(core, shapes) / 1e9, f"{row.ratio}"))
+    lines.insert(0, ("exact", "", 0.0, row.baseline_ms, attention_macs(Exact(), shapes) / 1e9, ""))
+    title = f"Error against cost: ViT-Ti, 384 px, blocks 6..11, {num_images} images"
+    return Table(title=title, columns=COST_COLUMNS, lines=lines)
 
 
 def fidelity(core: Attention, edge: int, num_images: int, layers: str = "6:") -> Fidelity:
@@ -180,10 +208,10 @@ def _loader(made: Backbone, source: Source) -> Loader:
     return Loader(source=source, transform=made.transform, batch_size=8, num_workers=0, device=CPU, dtype=torch.float32)
 
 
-def real_inputs() -> list[AttentionInputs]:
-    """Of blocks 6..11 at 384 px, for eight images."""
+def real_inputs(num_images: int = 8) -> list[AttentionInputs]:
+    """Of blocks 6..11 at 384 px, for so many images."""
     made = backbone(384)
-    batch = _loader(made, images(8)).first(8)
+    batch = _loader(made, images(num_images)).first(num_images)
     return capture_inputs(made, made.layers.select("6:"), lambda model, given: model.encode_image(given.images), batch)
 
 

@@ -2,7 +2,8 @@
 
 Timed: the attention of 12 layers side by side in one process, landmark selection included, once a forward; exact
 attention on its fastest backend, FNA as published, refined FNA in plain PyTorch, and the kernels, launched one by one
-and as one CUDA graph. The plain form is given the cells.
+and as one CUDA graph, on landmarks by the head mean of q; the plain form is given the cells. Besides them the variant:
+attention=fna_refined fused=true with its default settings, sinks and a sketch of the block's input.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from fnabench.attention.base import AttentionInputs
 from fnabench.attention.fna import Fna
+from fnabench.attention.fna_refined import FnaRefined
 from fnabench.attention.landmarks import farthest_points
 from fnabench.bench.report import Row, compare_arms, write
 from fnabench.errors import FnabenchError, MissingError
@@ -56,9 +58,8 @@ class Case:
         generator = torch.Generator(self.device).manual_seed(self.num_tokens)
         shape = (self.batch, self.num_tokens, 3, self.num_heads, self.head_dim)
         qkv = torch.randn(shape, generator=generator, device=self.device, dtype=self.dtype).permute(2, 0, 3, 1, 4)
-        return AttentionInputs(
-            q=qkv[0], k=qkv[1], v=qkv[2], x=qkv[0, :, 0], layer=0, scale=self.head_dim**-0.5, num_prefix=1
-        )
+        x = qkv[0].transpose(1, 2).flatten(2)
+        return AttentionInputs(q=qkv[0], k=qkv[1], v=qkv[2], x=x, layer=0, scale=self.head_dim**-0.5, num_prefix=1)
 
 
 def main() -> int:
@@ -106,9 +107,12 @@ def compare_forms(case: Case, num_rounds: int) -> Iterator[Row]:
         "plain": partial(_plain, inputs, case, sampled),
         "fused": partial(_fused, inputs, case),
         "fused, selection alone": partial(_sample, inputs, case),
+        "variant": partial(_variant, inputs, case),
+        "variant, selection alone": partial(_select, inputs, case),
     }
     if case.device.type == "cuda":
         forms["fused, one graph"] = capture(forms["fused"])
+        forms["variant, one graph"] = capture(forms["variant"])
     backend = fastest_backend(inputs, case.device)
     forms["exact"] = partial(run_preferring, backend, forms["exact"])
     arms = {name: Arm(prepare=lambda: None, run=run) for name, run in forms.items()}
@@ -116,7 +120,7 @@ def compare_forms(case: Case, num_rounds: int) -> Iterator[Row]:
     what = f"attention, N={case.num_tokens}, exact by {backend.name.lower()}"
     for arm in forms:
         if arm != "exact":
-            fused = arm in ("fused", "fused, one graph") and case.num_tokens in GOALS
+            fused = arm.removesuffix(", one graph") in ("fused", "variant") and case.num_tokens in GOALS
             goal = f"at least {GOALS[case.num_tokens]}" if fused else ""
             yield compare_arms(what, timings, "exact", arm, goal)
     yield compare_arms(what, timings, "plain", "fused")
@@ -128,6 +132,7 @@ def profile_kernels(case: Case) -> dict[str, str]:
     sampled = _sample(inputs, case)
     steps: Mapping[str, Callable[[], object]] = {
         "selection": partial(_sample, inputs, case),
+        "the variant's selection": partial(_select, inputs, case),
         "a layer": partial(_attend, inputs, sampled),
     }
     notes = {}
@@ -205,6 +210,16 @@ def _plain(inputs: AttentionInputs, case: Case, sampled: Sampled) -> None:
 
 def _fused(inputs: AttentionInputs, case: Case) -> None:
     _layers(case, partial(_attend, inputs, _sample(inputs, case)))()
+
+
+def _variant(inputs: AttentionInputs, case: Case) -> None:
+    inputs.memo.clear()
+    _layers(case, partial(FnaRefined(num_landmarks=case.num_landmarks, fused=True), inputs))()
+
+
+def _select(inputs: AttentionInputs, case: Case) -> Sampled:
+    variant = FnaRefined(num_landmarks=case.num_landmarks, fused=True)
+    return variant.sample(replace(inputs, memo={}), None)
 
 
 def _sample(inputs: AttentionInputs, case: Case) -> Sampled:

@@ -80,8 +80,9 @@ def write(
     machine = f"{gpu.name if gpu else environment.cpu}, {environment.num_threads} threads"
     libraries = ", ".join(f"{library} {version}" for library, version in environment.libraries.items())
     lines = [f"# {title}", "", f"{machine}; Python {environment.python}, {libraries}.", ""]
-    lines += ["| what | baseline | ms | compared | ms | baseline / compared [95 %] | goal |"]
-    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+    if rows:
+        lines += ["| what | baseline | ms | compared | ms | baseline / compared [95 %] | goal |"]
+        lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     for row in rows:
         ours, theirs = f"{row.arm_ms:.2f}", f"{row.baseline_ms:.2f}"
         cells = (row.what, row.baseline, theirs, row.arm, ours, f"{row.ratio}", row.goal)

@@ -1,4 +1,4 @@
-"""fnabench figures tokens|masking FOLDER: pictures of what task=tokens found, and of a masking sweep."""
+"""fnabench figures tokens|masking|fidelity: pictures of what task=tokens found, of a masking sweep, of a benchmark."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ def main() -> None:
     tokens.add_argument("--masking", type=Path, help="draw the masking sweep in this folder too")
     masking = kinds.add_parser("masking", help="a metric against the block from which on tokens are masked")
     masking.add_argument("folder", type=Path, help="the folder of the records of one task, data and model")
-    for kind in (tokens, masking):
-        kind.add_argument("--out", type=Path, help="where the pictures go (FOLDER/figures)")
+    fidelity = kinds.add_parser("fidelity", help="error against cost of both FNA forms, beside exact attention")
+    fidelity.add_argument("folder", type=Path, metavar="file", help="the fidelity.json of fnabench.bench.fidelity")
+    for kind in (tokens, masking, fidelity):
+        kind.add_argument("--out", type=Path, help="where the pictures go (a folder figures beside what is drawn)")
         kind.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="of the pictures (png svg)")
     given = parser.parse_args()
     try:
@@ -35,8 +37,10 @@ def main() -> None:
 
 
 def _draw(given: argparse.Namespace) -> list[Path]:
-    from fnabench.figures import masking, tokens
+    from fnabench.figures import fidelity, masking, tokens
 
+    if given.kind == "fidelity":
+        return fidelity.draw(given.folder, given.out or given.folder.parent / "figures", given.formats)
     if given.kind == "masking":
         return masking.draw(given.folder, given.out or given.folder / "figures", given.formats)
     folder = tokens.latest_record(given.folder)

@@ -28,12 +28,15 @@ def require_triton(device: torch.device) -> None:
         )
 
 
-def require_sampling(num_tokens: int, num_landmarks: int, num_cells: int, num_prefix: int) -> None:
-    """ImpossibleError where the sampling cannot choose that many landmarks among that many tokens."""
-    if not num_prefix < num_cells <= num_landmarks <= num_tokens:
+def require_sampling(num_tokens: int, num_landmarks: int, num_cells: int, num_prefix: int, num_alone: int) -> None:
+    """ImpossibleError where the sampling cannot choose that many landmarks among that many tokens.
+
+    num_alone: of the landmarks, prefix tokens and guaranteed ones, which share their cells with none.
+    """
+    if not num_alone < num_cells <= num_landmarks <= num_tokens:
         raise ImpossibleError(
-            f"{num_landmarks} landmarks with {num_cells} cells do not fit {num_tokens} tokens of which {num_prefix} "
-            f"are prefix tokens: {num_prefix} < cells <= landmarks <= {num_tokens}"
+            f"{num_landmarks} landmarks with {num_cells} cells do not fit {num_tokens} tokens of which {num_alone} "
+            f"are prefix tokens or guaranteed: {num_alone} < cells <= landmarks <= {num_tokens}"
         )
     if num_tokens - num_prefix > MOST_PATCHES:
         raise ImpossibleError(
@@ -42,9 +45,12 @@ def require_sampling(num_tokens: int, num_landmarks: int, num_cells: int, num_pr
         )
 
 
-def require_attention(dtype: torch.dtype, head_dim: int, num_landmarks: int, num_cells: int) -> None:
-    """ImpossibleError where the attention kernels cannot keep one head in the registers of a program."""
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+def require_attention(dtype: torch.dtype | None, head_dim: int, num_landmarks: int, num_cells: int) -> None:
+    """ImpossibleError where the attention kernels cannot keep one head in the registers of a program.
+
+    dtype: None where it is not known yet; the limit is then the widest.
+    """
+    if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
         raise ImpossibleError(f"the fused kernels take fp32, bf16 and fp16, not {dtype}; use the plain form")
     if head_dim > MOST_HEAD_DIM:
         raise ImpossibleError(
@@ -52,7 +58,8 @@ def require_attention(dtype: torch.dtype, head_dim: int, num_landmarks: int, num
         )
     most = MOST_CELLS // 2 if dtype == torch.float32 and head_dim > MOST_HEAD_DIM // 2 else MOST_CELLS
     if not 1 <= num_cells <= min(num_landmarks, most):
+        heads = f"{head_dim} channels" if dtype is None else f"{head_dim} channels in {dtype}"
         raise ImpossibleError(
-            f"the fused kernels take 1..{most} cells of {dtype} heads of {head_dim} channels, and no more cells than "
-            f"landmarks, not {num_cells} cells and {num_landmarks} landmarks; use the plain form"
+            f"the fused kernels take 1..{most} cells of heads of {heads}, and no more cells than landmarks, not "
+            f"{num_cells} cells and {num_landmarks} landmarks; use the plain form"
         )

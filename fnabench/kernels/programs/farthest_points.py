@@ -18,7 +18,12 @@ MOST_WARPS = 16
 
 
 def launch(
-    features: Tensor, num_landmarks: int, num_cells: int, num_prefix: int, allowed: Tensor | None
+    features: Tensor,
+    num_landmarks: int,
+    num_cells: int,
+    num_prefix: int,
+    allowed: Tensor | None,
+    guaranteed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The landmarks [B, L] and the cell of each token [B, N], int64, of features [B, N, F]."""
     B, N, F = features.shape
@@ -31,6 +36,7 @@ def launch(
     sample_farthest_points[(B,)](
         rows[:, :, lead:],
         allowed,
+        guaranteed,
         index,
         cell_of,
         N,
@@ -40,7 +46,10 @@ def launch(
         rows.stride(1),
         0 if allowed is None else allowed.stride(0),
         0 if allowed is None else allowed.stride(1),
+        0 if guaranteed is None else guaranteed.stride(0),
+        0 if guaranteed is None else guaranteed.stride(1),
         NUM_PREFIX=num_prefix,
+        NUM_GUARANTEED=0 if guaranteed is None else guaranteed.shape[1],
         NUM_FEATURES=F,
         HAS_MASK=allowed is not None,
         BLOCK_N=block,
@@ -59,6 +68,7 @@ def _aligned(length: int) -> int:
 def sample_farthest_points(
     features,  # [B, F, N] of any floating type from the first patch on: the prefix tokens lie before it
     allowed,  # [B, N] bool, read where HAS_MASK
+    guaranteed,  # [B, NUM_GUARANTEED] int64, distinct patches
     index,  # [B, L] int64, written
     cell_of,  # [B, N] int64, written
     num_tokens,
@@ -68,7 +78,10 @@ def sample_farthest_points(
     stride_f,
     allowed_stride_b,
     allowed_stride_n,
+    guaranteed_stride_b,
+    guaranteed_stride_s,
     NUM_PREFIX: tl.constexpr,
+    NUM_GUARANTEED: tl.constexpr,
     NUM_FEATURES: tl.constexpr,
     HAS_MASK: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -89,7 +102,7 @@ def sample_farthest_points(
         may &= tl.load(flags, mask=inside, other=0) != 0
 
     start = tl.full([BLOCK_N], float("inf"), tl.float32)
-    if NUM_PREFIX == 0:  # the start is the mean of the tokens that may be chosen
+    if NUM_PREFIX + NUM_GUARANTEED == 0:  # the start is the mean of the tokens that may be chosen
         start = tl.zeros([BLOCK_N], tl.float32)
         count = tl.sum(may.to(tl.float32), axis=0)
         for f in range(NUM_FEATURES):
@@ -98,13 +111,16 @@ def sample_farthest_points(
             start += x * x
     # Squared distance to the start and all landmarks so far; below zero: forbidden (-1), chosen or no token (-inf).
     to_chosen = tl.where(may, start, tl.where(inside, -1.0, float("-inf")))
-    to_cell = tl.full([BLOCK_N], float("inf"), tl.float32)  # to the nearest landmark that is a patch
-    cell = tl.full([BLOCK_N], NUM_PREFIX, tl.int32)
+    to_cell = tl.full([BLOCK_N], float("inf"), tl.float32)  # to the nearest landmark that others may belong to
+    cell = tl.full([BLOCK_N], NUM_PREFIX + NUM_GUARANTEED, tl.int32)
 
     for m in range(num_landmarks):
         newest = m - NUM_PREFIX
-        if m >= NUM_PREFIX:
+        if m >= NUM_PREFIX + NUM_GUARANTEED:
             newest = tl.argmax(to_chosen, axis=0)
+        elif m >= NUM_PREFIX:
+            chosen = guaranteed + image * guaranteed_stride_b + newest * guaranteed_stride_s
+            newest = tl.load(chosen).to(tl.int32) - NUM_PREFIX
         tl.store(index + m, NUM_PREFIX + newest)
         distance = tl.zeros([BLOCK_N], tl.float32)
         for f in tl.range(NUM_FEATURES, loop_unroll_factor=UNROLL):
@@ -116,7 +132,7 @@ def sample_farthest_points(
         if m < NUM_PREFIX:
             tl.store(cell_of + m, m)
         elif m < num_cells:
-            closer = distance < to_cell
+            closer = (distance < to_cell) & (m >= NUM_PREFIX + NUM_GUARANTEED)
             if HAS_MASK:  # a landmark that is not allowed has no other token
                 flag = allowed + image * allowed_stride_b + (NUM_PREFIX + newest) * allowed_stride_n
                 closer &= tl.load(flag) != 0

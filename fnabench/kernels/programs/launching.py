@@ -25,6 +25,8 @@ PLAIN_NUMBERS = (
     "cell_stride_h",
     "allowed_stride_b",
     "allowed_stride_n",
+    "guaranteed_stride_b",
+    "guaranteed_stride_s",
 )
 """Arguments whose values make no program better, so that none is compiled anew for another value of them."""
 
