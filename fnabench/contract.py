@@ -51,7 +51,10 @@ class Task(ABC):
                     f"{' and '.join(sorted(has)) or 'nothing of the kind'}; choose another {what}= or task="
                 )
         if self.fits(model) and source.training_split() is None:
-            raise ImpossibleError("this task fits on a training split, which this data has not; choose another data=")
+            instead = f"give {source.training_option} or " if source.training_option else ""
+            raise ImpossibleError(
+                f"this task fits on a training split, which this data has not; {instead}choose another data="
+            )
 
     def weights_hash(self) -> str | None:
         """A hash over the content of whatever weights the protocol itself uses; None where it uses none."""

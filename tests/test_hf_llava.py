@@ -443,8 +443,8 @@ def test_a_row_says_its_source_licence_size_and_prompt(name):
     assert row.revision is None or len(row.revision) == 40
     assert row.checkpoint.startswith("hf-hub:llava-hf/")
     assert row.description
-    with pytest.raises(BadInputError, match=r"is not pinned; .* or give model\.revision=<commit>, one of those at"):
-        row.blueprint()
+    with pytest.raises(BadInputError, match=r"is not pinned; .* or give model\.revision=<commit>; git ls-remote https"):
+        replace(row, revision=None).blueprint()
 
 
 FULL = {  # layers and tokens of the tower and of the decoder for an image of native size, heads, key and value heads

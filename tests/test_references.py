@@ -92,7 +92,7 @@ def test_dinov2_has_a_reference_for_neighbours_and_one_for_the_probe():
 @pytest.mark.parametrize("reference", [each for each in REFERENCES if each.task == "segmentation"], ids=str)
 def test_dinov2s_segmentation_is_verified_with_its_own_head_through_windows(reference, monkeypatch):
     monkeypatch.setenv("FNABENCH_DATA", "/anywhere")
-    overrides = [f"model={reference.model}", "model.revision=0123", f"data={reference.data}", "device=cpu"]
+    overrides = [f"model={reference.model}", f"data={reference.data}", "device=cpu"]
     cfg, choices = cli.compose(["task=segmentation", *reference.settings, *overrides])
     experiment = Experiment.of(cfg, choices)
     size = reference.model.removeprefix("dinov2_")

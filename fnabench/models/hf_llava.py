@@ -48,7 +48,7 @@ class HfLlava(Model):
     pad_to_square: bool = False
     """Whether an image is first padded to a square with the mean colour, as LLaVA-1.5 was evaluated."""
     questions_at_once: int = 16
-    """Answered together: each needs a cache of its own."""
+    """So many about an image are answered in one sequence, which bounds its length and so its memory."""
     description: str = ""
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
@@ -54,14 +55,19 @@ class TimmVit(Model):
         return frozenset({"embed", "patches"} | ({"classify"} if self.settings["num_classes"] else set()))
 
     def check(self) -> None:
-        find_weights(self._pinned)
+        _ = self._weights
 
     def weights_hash(self) -> str:
-        return hash_file(find_weights(self._pinned))
+        return hash_file(self._weights)
 
     @property
     def _pinned(self) -> str:
         return pinned(self.checkpoint, self.revision)
+
+    @property
+    def _weights(self) -> Path:
+        original = self.settings.get("url") if self.architecture else None
+        return find_weights(self._pinned, original=original or "")
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -115,7 +121,7 @@ class TimmVit(Model):
         )
 
     def load(self, device: torch.device, dtype: torch.dtype) -> TimmBackbone:
-        path = find_weights(self._pinned)
+        path = self._weights
         overlay = {"file": str(path), "num_classes": self.settings["num_classes"], "custom_load": path.suffix == ".npz"}
         try:
             module = self._create(pretrained=True, pretrained_cfg_overlay=overlay)
