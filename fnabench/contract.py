@@ -45,11 +45,15 @@ class Task(ABC):
             ("model", model.offers, self.needs_of_model),
             ("data", source.provides, self.needs_of_data),
         ):
-            if lacking := needs - has:
+            if lacking := sorted(needs - has):
+                reasons = model.lacks if what == "model" else {}
+                because = "".join(f" ({reasons[each]})" for each in lacking if each in reasons)
                 raise ImpossibleError(
-                    f"this task needs {' and '.join(sorted(lacking))} of its {what}, which has "
-                    f"{' and '.join(sorted(has)) or 'nothing of the kind'}; choose another {what}= or task="
+                    f"this task needs {' and '.join(lacking)} of its {what}, which has "
+                    f"{' and '.join(sorted(has)) or 'nothing of the kind'}{because}; choose another {what}= or task="
                 )
+        if "patches" in self.needs_of_model and any(shape.is_causal for shape in blueprint.shapes):
+            raise ImpossibleError("this task looks into a vision tower, not into a decoder; give model.scope=vision")
         if self.fits(model) and source.training_split() is None:
             instead = f"give {source.training_option} or " if source.training_option else ""
             raise ImpossibleError(
