@@ -105,3 +105,6 @@ def test_a_revision_is_added_where_a_hub_id_has_none() -> None:
     assert pinned("hf-hub:a/b", "c") == "hf-hub:a/b@c"
     assert pinned("hf-hub:a/b@d", "c") == "hf-hub:a/b@d"
     assert pinned("weights.safetensors", "c") == "weights.safetensors"
+    assert pinned("a/b", "c") == pinned("a/b@c", None) == pinned("a/b@c", "d") == "hf-hub:a/b@c"
+    assert pinned("a/b", None) == "a/b", "a file or a folder"
+    assert pinned("/a/b", "c") == "/a/b"

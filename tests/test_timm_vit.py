@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,19 @@ def test_a_missing_checkpoint_is_refused_before_anything_is_built(tmp_path: Path
 def test_an_unpinned_hub_id_is_refused() -> None:
     with pytest.raises(BadInputError, match="is not pinned; write hf-hub:owner/name@"):
         TimmVit(checkpoint="hf-hub:timm/vit_tiny_patch16_224").check()
+
+
+def test_a_name_of_timms_is_its_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = TimmVit(checkpoint="vit_tiny_patch16_224.augreg_in21k_ft_in1k", revision="v1")
+    assert model.blueprint().shapes[0].num_tokens == 197
+    assert model.settings["mean"] == (0.5, 0.5, 0.5)
+    with pytest.raises(MissingError, match=r"hf download timm/vit_tiny_patch16_224\.augreg_in21k_ft_in1k model\.saf"):
+        model.check()
+    with pytest.raises(BadInputError, match=r"is not pinned; .* or download https://storage.*\.npz and give it as"):
+        replace(model, revision=None).check()
+    with pytest.raises(BadInputError, match=r"_224\.none is not one of timm's weights; allowed: .*_224\.augreg_in21k"):
+        replace(model, architecture="vit_tiny_patch16_224.none").blueprint()
 
 
 def test_a_hub_id_that_cannot_be_had_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

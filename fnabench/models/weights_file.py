@@ -25,8 +25,11 @@ def is_hub_id(checkpoint: str) -> bool:
 
 
 def pinned(checkpoint: str, revision: str | None) -> str:
-    """The checkpoint with its revision, where it is a hub id that has one."""
-    return f"{checkpoint}@{revision}" if revision and is_hub_id(checkpoint) and "@" not in checkpoint else checkpoint
+    """The checkpoint with its revision, where it is a hub id that has one; owner/name with a revision is a hub id."""
+    named = checkpoint if "@" in checkpoint or not revision else f"{checkpoint}@{revision}"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+@[\w.-]+", named):
+        return HUB_PREFIX + named
+    return named if is_hub_id(checkpoint) else checkpoint
 
 
 def find_weights(checkpoint: str, hub_file: str = "model.safetensors", original: str = "") -> Path:
