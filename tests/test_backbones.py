@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import timm
@@ -101,10 +102,14 @@ def test_where_no_commit_is_known_the_line_names_the_original_file_if_there_is_o
         configured(name).check()
 
 
-def test_a_revision_is_added_where_a_hub_id_has_none() -> None:
+def test_a_revision_is_added_where_a_hub_id_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pinned("hf-hub:a/b", "c") == "hf-hub:a/b@c"
     assert pinned("hf-hub:a/b@d", "c") == "hf-hub:a/b@d"
     assert pinned("weights.safetensors", "c") == "weights.safetensors"
     assert pinned("a/b", "c") == pinned("a/b@c", None) == pinned("a/b@c", "d") == "hf-hub:a/b@c"
     assert pinned("a/b", None) == "a/b", "a file or a folder"
     assert pinned("/a/b", "c") == "/a/b"
+    assert pinned("weights/deit.pth", "c") == "weights/deit.pth", "a file, whatever the yaml pins"
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert pinned("a/b", "c") == "a/b"

@@ -15,6 +15,8 @@ from fnabench.errors import BadInputError, MissingError, reason_of
 from fnabench.hub_access import is_pin, newest_commit, quiet_hub
 
 HUB_PREFIX = "hf-hub:"
+FILES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
+"""How files of weights end."""
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 """What a repository of transformers holds beside its weights."""
 
@@ -25,9 +27,11 @@ def is_hub_id(checkpoint: str) -> bool:
 
 
 def pinned(checkpoint: str, revision: str | None) -> str:
-    """The checkpoint with its revision, where it is a hub id that has one; owner/name with a revision is a hub id."""
-    named = checkpoint if "@" in checkpoint or not revision else f"{checkpoint}@{revision}"
-    if re.fullmatch(r"[\w.-]+/[\w.-]+@[\w.-]+", named):
+    """The checkpoint with its revision, where it is a hub id that has one; owner/name with a revision is a hub id too,
+    unless it is or could be a file or folder here."""
+    path, named = Path(checkpoint), checkpoint if "@" in checkpoint or not revision else f"{checkpoint}@{revision}"
+    is_local = path.exists() or path.suffix in FILES
+    if not is_local and re.fullmatch(r"[\w.-]+/[\w.-]+@[\w.-]+", named):
         return HUB_PREFIX + named
     return named if is_hub_id(checkpoint) else checkpoint
 
