@@ -45,13 +45,20 @@ class Task(ABC):
             ("model", model.offers, self.needs_of_model),
             ("data", source.provides, self.needs_of_data),
         ):
-            if lacking := needs - has:
+            if lacking := sorted(needs - has):
+                reasons = model.lacks if what == "model" else {}
+                because = "".join(f" ({reasons[each]})" for each in lacking if each in reasons)
                 raise ImpossibleError(
-                    f"this task needs {' and '.join(sorted(lacking))} of its {what}, which has "
-                    f"{' and '.join(sorted(has)) or 'nothing of the kind'}; choose another {what}= or task="
+                    f"this task needs {' and '.join(lacking)} of its {what}, which has "
+                    f"{' and '.join(sorted(has)) or 'nothing of the kind'}{because}; choose another {what}= or task="
                 )
+        if "patches" in self.needs_of_model and any(shape.is_causal for shape in blueprint.shapes):
+            raise ImpossibleError("this task looks into a vision tower, not into a decoder; give model.scope=vision")
         if self.fits(model) and source.training_split() is None:
-            raise ImpossibleError("this task fits on a training split, which this data has not; choose another data=")
+            instead = f"give {source.training_option} or " if source.training_option else ""
+            raise ImpossibleError(
+                f"this task fits on a training split, which this data has not; {instead}choose another data="
+            )
 
     def weights_hash(self) -> str | None:
         """A hash over the content of whatever weights the protocol itself uses; None where it uses none."""

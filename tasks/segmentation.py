@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from fnabench.loader import Transform
 
 INFERENCES = ("whole", "slide")
+WINDOW, STRIDE = 1.0, 2 / 3
+"""Of DINOv2's protocol."""
+_LARGEST = {"window": inf, "stride": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +44,7 @@ class Segmentation(Task):
 
     whole: the image is resized to the model's input as a whole. slide: windows of it are, and where they overlap the
     mean of the logits counts. A window of 1 is the largest part of the image with the proportions of the model's input,
-    the stride is in windows: 1 and 2/3 are DINOv2's protocol. Cost is that of one input of the model either way.
+    the stride is in windows. Cost is that of one input of the model either way.
 
     Intersection and union are added up over the data set; the mean goes over the classes that occur. Pixels of
     IGNORE_INDEX do not count. The head is one that DINOv2 released, or a logistic regression on the patches of the
@@ -50,15 +54,20 @@ class Segmentation(Task):
     whole_image: ClassVar[bool] = True
 
     inference: str = "whole"
-    window: float = 1.0
-    stride: float = 2 / 3
+    window: float | None = None
+    """None: 1. Of slide alone, as is the stride."""
+    stride: float | None = None
+    """None: 2/3."""
     head: str | None = field(default=None, metadata=LOCATION)
 
     def __post_init__(self) -> None:
         if self.inference not in INFERENCES:
             raise one_of("task.inference", self.inference, INFERENCES)
-        are_numbers = all(isinstance(each, int | float) for each in (self.window, self.stride))
-        if not (are_numbers and self.window > 0 and 0 < self.stride <= 1):
+        given = {name: value for name in ("window", "stride") if (value := getattr(self, name)) is not None}
+        if given and self.inference != "slide":
+            named = " and ".join(f"task.{name}={value}" for name, value in given.items())
+            raise BadInputError(f"{named} is of sliding windows; give task.inference=slide or leave it out")
+        if not all(isinstance(value, int | float) and 0 < value <= _LARGEST[name] for name, value in given.items()):
             raise BadInputError(
                 f"task.window={self.window} must be above 0, task.stride={self.stride} above 0 and at most 1"
             )
@@ -148,10 +157,11 @@ class Segmentation(Task):
                     yield _View(sample.id, mask, [Box(0, 0, *mask.shape)], tokens[None], grid)
             return
         height, width = loader.transform(Image.new("RGB", (32, 32))).shape[-2:]
-        boxes_of = partial(cover, proportions=(height, width), window=self.window, stride=self.stride)
+        window, stride = self.window or WINDOW, self.stride or STRIDE
+        boxes_of = partial(cover, proportions=(height, width), window=window, stride=stride)
         cut: Transform = partial(_cut, boxes_of=boxes_of, transform=loader.transform)
         if isinstance(loader.transform, Decoded):
-            cut = loader.transform.then(cut, self.window, self.stride)
+            cut = loader.transform.then(cut, window, stride)
         for batch in replace(loader, transform=cut, batch_size=1):  # images differ in their number of windows
             (windows,), (sample,) = batch.images, batch.samples
             tokens = torch.cat([backbone.encode_patches(some) for some in windows.split(loader.batch_size)])

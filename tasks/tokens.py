@@ -85,8 +85,6 @@ class Tokens(Task):
     def check(self, model: Model, blueprint: Blueprint, source: Source) -> None:
         super().check(model, blueprint, source)
         num_blocks = len(blueprint.shapes)
-        if any(shape.is_causal for shape in blueprint.shapes):
-            raise ImpossibleError("task=tokens looks into a vision tower, not into a decoder; give model.scope=vision")
         for name in ("detect_block", "start_block"):
             block = getattr(self, name)
             if block is not None and not 0 <= block < num_blocks:

@@ -79,21 +79,22 @@ def flickr30k(root: Path) -> dict[str, object]:
 
 def coco_val2017(root: Path) -> dict[str, object]:
     images = []
-    for number in (139, 285, 632):
+    numbers = (139, 285, 632, 724, 776)
+    for number in numbers:
         write_image(root / "val2017" / f"{number:012d}.jpg", number)
         images.append(
             {"license": 2, "file_name": f"{number:012d}.jpg", "coco_url": "", "height": 32, "width": 40, "id": number}
         )
-    annotations = [{"image_id": (139, 285, 632)[k % 3], "id": 800 + k, "caption": f"caption {k}\n"} for k in range(16)]
+    annotations = [{"image_id": numbers[k % 5], "id": 800 + k, "caption": f"caption {k}\n"} for k in range(27)]
     write_json(
         root / "annotations" / "captions_val2017.json",
         {"info": {}, "licenses": [], "images": images, "annotations": annotations},
     )
-    return {"num_images": 3, "num_captions": 16}
+    return {"num_images": 5, "num_captions": 27}
 
 
 def ade20k(root: Path) -> dict[str, object]:
-    for split, count in (("validation", 3), ("training", 2)):
+    for split, count in (("validation", 5), ("training", 2)):
         for number in range(count):
             name = f"ADE_{split[:5]}_{number:08d}"
             write_image(root / "images" / split / f"{name}.jpg", number)
@@ -102,11 +103,11 @@ def ade20k(root: Path) -> dict[str, object]:
             values[8:] = 150
             (root / "annotations" / split).mkdir(parents=True, exist_ok=True)
             Image.fromarray(values).save(root / "annotations" / split / f"{name}.png")
-    return {"num_images": 3}
+    return {"num_images": 5}
 
 
 def voc2012(root: Path) -> dict[str, object]:
-    names = [f"2007_{number:06d}" for number in range(6)]
+    names = [f"2007_{number:06d}" for number in range(8)]
     for number, name in enumerate(names):
         write_image(root / "JPEGImages" / f"{name}.jpg", number)
         values = np.zeros((SIZE[1], SIZE[0]), dtype=np.uint8)
@@ -118,9 +119,9 @@ def voc2012(root: Path) -> dict[str, object]:
         labels.save(root / "SegmentationClass" / f"{name}.png")
     lists = root / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)
-    (lists / "val.txt").write_text("\n".join([names[3], names[1], names[5]]) + "\n")
+    (lists / "val.txt").write_text("\n".join([names[3], names[1], *names[5:]]) + "\n")
     (lists / "train.txt").write_text("\n".join([names[0], names[2]]) + "\n")
-    return {"num_images": 3}
+    return {"num_images": 5}
 
 
 def vqav2_val(root: Path) -> dict[str, object]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import timm
 from seam import CONF, HUB, configured
@@ -76,15 +79,37 @@ def test_another_size_is_counted_and_a_wrong_one_refused(name: str) -> None:
 @pytest.mark.parametrize("name", HUB)
 def test_weights_that_are_not_there_are_told_in_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    if configured(name).revision is None:
-        with pytest.raises(BadInputError, match=r"is not pinned; .* or give model\.revision=<commit>, one of those at"):
-            configured(name).check()
-    with pytest.raises(MissingError, match=r"hf download timm/.* --revision 0123") as caught:
-        configured(name, revision="0123").check()
+    unpinned = (
+        r"is not pinned; .* or give model\.revision=<commit>; git ls-remote https://huggingface\.co/timm/\S+ main"
+    )
+    for revision in (None, "main"):
+        with pytest.raises(BadInputError, match=unpinned) as caught:
+            configured(name, revision=revision).check()
+        assert "\n" not in str(caught.value)
+    pin = configured(name).revision or "0123"
+    with pytest.raises(MissingError, match=rf"hf download timm/.* --revision {pin}") as caught:
+        configured(name, revision=pin).check()
     assert "\n" not in str(caught.value)
 
 
-def test_a_revision_is_added_where_a_hub_id_has_none() -> None:
+@pytest.mark.parametrize("name", [name for name in HUB if configured(name).revision is None])
+def test_where_no_commit_is_known_the_line_names_the_original_file_if_there_is_one(name: str) -> None:
+    original = timm.get_pretrained_cfg(configured(name).architecture).url
+    expected = (
+        rf"or download {re.escape(original)} and give it as model\.checkpoint=<file>" if original else "lists all$"
+    )
+    with pytest.raises(BadInputError, match=expected):
+        configured(name).check()
+
+
+def test_a_revision_is_added_where_a_hub_id_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pinned("hf-hub:a/b", "c") == "hf-hub:a/b@c"
     assert pinned("hf-hub:a/b@d", "c") == "hf-hub:a/b@d"
     assert pinned("weights.safetensors", "c") == "weights.safetensors"
+    assert pinned("a/b", "c") == pinned("a/b@c", None) == pinned("a/b@c", "d") == "hf-hub:a/b@c"
+    assert pinned("a/b", None) == "a/b", "a file or a folder"
+    assert pinned("/a/b", "c") == "/a/b"
+    assert pinned("weights/deit.pth", "c") == "weights/deit.pth", "a file, whatever the yaml pins"
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert pinned("a/b", "c") == "a/b"

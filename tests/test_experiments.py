@@ -34,7 +34,7 @@ def test_the_head_has_the_command_and_the_expected_result(name):
 
 @pytest.mark.parametrize("name", RETRIEVAL)
 def test_a_retrieval_composes_into_its_parts(name):
-    experiment = Experiment.of(*cli.compose([f"+experiment={name}", "model.revision=0123", "device=cpu"]))
+    experiment = Experiment.of(*cli.compose([f"+experiment={name}", "device=cpu"]))
     assert experiment.names == {"task": "retrieval", "data": "coco_val2017", "model": "clip_l14", "attention": "fna"}
     assert experiment.layer_indices == list(range(13, 24))
     size = int(name.rpartition("_")[2])
@@ -87,9 +87,7 @@ def test_a_setting_of_the_command_line_wins():
 def test_the_paper_s_masking_composes_into_runs_that_are_possible(attention, tokens):
     for block in MASKING["attention.start_block"].split(","):
         point = [f"attention={attention}", f"attention.tokens={tokens}", f"attention.start_block={block}"]
-        experiment = Experiment.of(
-            *cli.compose(["+experiment=paper_masking", "model.revision=0123", "device=cpu", *point])
-        )
+        experiment = Experiment.of(*cli.compose(["+experiment=paper_masking", "device=cpu", *point]))
         assert experiment.names["attention"] == attention
         assert experiment.layer_indices == list(range(13, 24))
         assert (experiment.attention.detect_block, experiment.attention.start_block) == (13, int(block))

@@ -13,6 +13,8 @@ import pytest
 import torch
 from builders import watch
 from fnabench.tasks.fidelity import Fidelity
+from fnabench.tasks.segmentation import Segmentation
+from fnabench.tasks.tokens import Tokens
 from fnabench.tasks.vqa import Vqa
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -23,6 +25,7 @@ from small_llava import (
     FAMILIES,
     NUM_DECODER,
     NUM_READ,
+    PATCH,
     PROMPT,
     build_processor,
     byte_tokenizer,
@@ -206,6 +209,47 @@ def test_a_loaded_model_can_be_sent_to_another_process(saved, family):
     assert torch.equal(other.encode_image(received), embedding)
     assert other.generate(received, PROMPTS) == answers
     assert [layer.core for layer in other.layers] == [layer.core for layer in backbone.layers]
+
+
+# Patches of the vision tower
+
+
+@torch.inference_mode()
+def test_patches_through_the_seam_are_those_of_the_untouched_tower(saved, family):
+    backbone = load(saved(family))
+    images = batch_of(backbone)
+    pixels = images.pixels if isinstance(images, Tiles) else images
+    native = backbone.encode_patches(pixels)
+    tower = backbone.module.model.vision_tower(pixels).last_hidden_state
+    assert native.shape[:2] == (len(pixels), np.prod(backbone.patch_grid(pixels)))
+    assert torch.equal(native, tower[:, -native.shape[1] :])
+    Exact().attach(backbone.layers)
+    assert torch.equal(backbone.encode_patches(pixels), native)
+    VARIANTS["fna"].attach(backbone.layers.select("half"))
+    assert not torch.equal(backbone.encode_patches(pixels), native)
+
+
+@torch.inference_mode()
+def test_the_tower_of_one_grid_is_looked_into_and_segments_the_whole_image(saved):
+    chosen, backbone = model(saved("llava")), load(saved("llava"), pad_to_square=True)
+    Tokens().check(chosen, chosen.blueprint(), Pictures())
+    scores = Tokens(rounds=2).evaluate(backbone, loader(backbone), {})
+    assert scores.arrays["massive"].shape == (3, (EDGE // PATCH) ** 2 + 1)
+    assert scores.arrays["norms"].shape[1] == NUM_READ["llava"] + 1
+    wide = Image.new("RGB", (3 * EDGE, EDGE), (255, 255, 255))
+    wide.paste((0, 0, 0), (0, 0, EDGE // 2, EDGE))
+    whole = backbone.transform_whole(wide)
+    assert whole.shape == (3, EDGE, EDGE)
+    assert whole[:, :, 0].max() < -1 < 1 < whole[:, :, -1].min(), "nothing is cut off and nothing is added"
+
+
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
+@pytest.mark.parametrize("task", [Tokens(), Segmentation()])
+def test_tiles_have_no_one_grid_of_patches(saved, name, task):
+    chosen = model(saved(name))
+    reason = rf"needs patches of its model, which has embed and generate \({name} reads an image in tiles"
+    with pytest.raises(ImpossibleError, match=reason):
+        task.check(chosen, chosen.blueprint(), Pictures())
 
 
 # Images in tiles
@@ -455,8 +499,8 @@ def test_a_row_says_its_source_licence_size_and_prompt(name):
     assert row.revision is None or len(row.revision) == 40
     assert row.checkpoint.startswith("hf-hub:llava-hf/")
     assert row.description
-    with pytest.raises(BadInputError, match=r"is not pinned; .* or give model\.revision=<commit>, one of those at"):
-        row.blueprint()
+    with pytest.raises(BadInputError, match=r"is not pinned; .* or give model\.revision=<commit>; git ls-remote https"):
+        replace(row, revision=None).blueprint()
 
 
 FULL = {  # layers and tokens of the tower and of the decoder for an image of native size, heads, key and value heads

@@ -17,9 +17,12 @@ pytestmark = pytest.mark.usefixtures("no_hub")
 
 @pytest.mark.parametrize("name", ["imagenet_hub", "scienceqa"])
 def test_an_unpinned_repository_is_refused_and_an_absent_one_says_what_to_run(name: str) -> None:
-    source = instantiate(OmegaConf.load(CONF / f"{name}.yaml"), _convert_="all")
-    with pytest.raises(BadInputError, match=r"data\.revision=None pins nothing; give data\.revision=<commit>"):
-        source.check()
+    for revision in (None, "main"):
+        source = OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), {"revision": revision})
+        with pytest.raises(
+            BadInputError, match=rf"data\.revision={revision} pins nothing; .*git ls-remote https://hug\S+/datasets/"
+        ):
+            instantiate(source, _convert_="all").check()
     pinned = instantiate(OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), {"revision": "0123"}), _convert_="all")
     with pytest.raises(
         MissingError, match=r"hf download .* --repo-type dataset --include .* --revision 0123"
@@ -39,6 +42,27 @@ def test_a_pinned_repository_is_read_from_the_cache_without_a_network(
     source.check()
     assert [source[index].label for index in range(12)] == [(5 * number) % 12 for number in range(12)]
     assert source.fingerprint() == replace(source, root=str(snapshot)).fingerprint()
+    (snapshot / "data" / "validation-00001-of-00002.parquet").unlink()
+    with pytest.raises(BadInputError, match="imagenet has 12 images, here are 6"):
+        replace(source).check()
+
+
+def test_a_split_that_is_whole_in_the_cache_is_never_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def snapshot(*_: object, local_files_only: bool = False, **__: object) -> str:
+        asked.append(local_files_only)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    changes = imagenet_hub(tmp_path) | {"revision": "0123456789abcdef0123456789abcdef01234567"}
+    source = instantiate(OmegaConf.merge(OmegaConf.load(CONF / "imagenet_hub.yaml"), changes), _convert_="all")
+    source.check()
+    assert asked == [True]
+    (tmp_path / "data" / "validation-00001-of-00002.parquet").unlink()
+    with pytest.raises(BadInputError, match="here are 6"):
+        replace(source).check()
+    assert asked == [True, True, False]
 
 
 def test_a_gated_repository_says_where_its_terms_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from builders import saved_timm_vit
+from fnabench.tasks.classification import Classification
 from layouts import configured, copy_of, encoded, imagenet, write_image, write_parquet
 
-from fnabench.errors import BadInputError
+from fnabench.errors import BadInputError, ImpossibleError
 
 pytestmark = pytest.mark.usefixtures("no_hub")
 
@@ -38,6 +40,20 @@ def test_synset_folders_are_not_numbers(tmp_path: Path) -> None:
     changes = imagenet(tmp_path)
     with pytest.raises(BadInputError, match=r"are not named 0\.\.11"):
         configured("imagenet_v2", tmp_path, **changes).check()
+
+
+def test_an_image_in_two_folders_is_refused(tmp_path: Path) -> None:
+    changes = imagenet(tmp_path)
+    write_image(tmp_path / "n01440765" / "ILSVRC2012_val_00000000.JPEG", 0)
+    with pytest.raises(BadInputError, match="images of the same name in more than one folder"):
+        configured("imagenet", tmp_path, **changes).check()
+
+
+def test_a_task_that_fits_asks_for_the_training_folder(tmp_path: Path) -> None:
+    model = saved_timm_vit(tmp_path)
+    source = configured("imagenet", tmp_path, **imagenet(tmp_path / "val"))
+    with pytest.raises(ImpossibleError, match=r"has not; give data\.training_root=\.\.\. or choose another data="):
+        Classification(method="knn").check(model, model.blueprint(), source)
 
 
 def test_heads_are_fitted_on_the_training_folder(tmp_path: Path) -> None:

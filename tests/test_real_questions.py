@@ -34,6 +34,39 @@ def test_questions_and_annotations_of_different_splits_are_refused(tmp_path: Pat
         source.check()
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "listed", "reason"),
+    [
+        ("vqav2_val", "v2_OpenEnded_mscoco_val2014_questions.json", "questions", "to more than one question"),
+        ("vqav2_val", "v2_mscoco_val2014_annotations.json", "annotations", "answers a question more than once"),
+        ("textvqa", "TextVQA_0.5.1_val.json", "data", "gives an id to more than one question"),
+    ],
+)
+def test_a_question_given_or_answered_twice_is_refused(
+    name: str, file: str, listed: str, reason: str, tmp_path: Path
+) -> None:
+    source = copy_of(name, tmp_path)
+    content = json.loads((tmp_path / file).read_text())
+    write_json(tmp_path / file, content | {listed: [*content[listed], content[listed][0]]})
+    with pytest.raises(BadInputError, match=reason):
+        source.check()
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("qa90_questions.jsonl", "to more than one question"),
+        ("qa90_gpt4_answer.jsonl", "answers a question more than once"),
+    ],
+)
+def test_a_line_of_llava_bench_given_twice_is_refused(file: str, reason: str, tmp_path: Path) -> None:
+    source = copy_of("llava_bench_coco", tmp_path)
+    lines = (tmp_path / file).read_text().splitlines()
+    (tmp_path / file).write_text("\n".join([*lines, lines[0]]))
+    with pytest.raises(BadInputError, match=reason):
+        source.check()
+
+
 def test_textvqa_tells_ocr_tokens_only_where_that_is_asked_for(tmp_path: Path) -> None:
     plain = copy_of("textvqa", tmp_path)
     hinted = configured("textvqa", tmp_path, **counts(plain), ocr="TextVQA_Rosetta_OCR_v0.2_val.json")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fnabench.tasks.segmentation import Segmentation
+from fnabench.tasks.segmentation import STRIDE, WINDOW, Segmentation
 from records import a_record
 
 from fnabench import cli, leaderboard
@@ -73,11 +73,29 @@ def test_each_reference_of_a_model_has_a_name_of_its_own():
         ("vit_large", "imagenet", "top1", 85.86, 0.3),
         ("dinov2_s", "ade20k", "miou", 44.3, 0.5),
         ("dinov2_b", "voc2012", "miou", 82.5, 0.5),
+        ("llava_1_5_7b", "textvqa", "vqa_evalai", 58.2, 1.0),
+        ("llava_1_6_vicuna_7b", "textvqa", "vqa_evalai", 64.9, 1.0),
+        ("llava_1_5_7b", "scienceqa", "vqa_big_vision", 66.8, 3.0),
     ],
 )
 def test_the_published_values_are_in_the_table(model, data, metric, expected, tolerance):
     (found,) = [each for each in REFERENCES if (each.model, each.data, each.limit) == (model, data, None)]
     assert (found.expected[metric], found.tolerance) == (expected, tolerance)
+
+
+def test_llavas_numbers_on_test_dev_are_no_reference_for_val():
+    assert not [each for each in REFERENCES if each.data == "vqav2_val"]
+
+
+@pytest.mark.parametrize("reference", [each for each in REFERENCES if each.task == "vqa"], ids=str)
+def test_llavas_protocols_are_those_of_its_paper(reference):
+    cfg, choices = cli.compose([f"model={reference.model}", f"data={reference.data}", "task=vqa", *reference.settings])
+    experiment = Experiment.of(cfg, choices)
+    assert [experiment.task.metric] == list(reference.expected)
+    if reference.data == "scienceqa":
+        assert experiment.task.suffix == "Answer with the option's letter from the given choices directly."
+    else:
+        assert (experiment.source.ocr is not None) == (reference.model == "llava_1_5_7b")
 
 
 def test_dinov2_has_a_reference_for_neighbours_and_one_for_the_probe():
@@ -92,15 +110,14 @@ def test_dinov2_has_a_reference_for_neighbours_and_one_for_the_probe():
 @pytest.mark.parametrize("reference", [each for each in REFERENCES if each.task == "segmentation"], ids=str)
 def test_dinov2s_segmentation_is_verified_with_its_own_head_through_windows(reference, monkeypatch):
     monkeypatch.setenv("FNABENCH_DATA", "/anywhere")
-    overrides = [f"model={reference.model}", "model.revision=0123", f"data={reference.data}", "device=cpu"]
+    overrides = [f"model={reference.model}", f"data={reference.data}", "device=cpu"]
     cfg, choices = cli.compose(["task=segmentation", *reference.settings, *overrides])
     experiment = Experiment.of(cfg, choices)
     size = reference.model.removeprefix("dinov2_")
     assert experiment.task == Segmentation(
-        inference="slide", stride=experiment.task.stride,
-        head=f"/anywhere/dinov2_vit{size}14_{reference.data}_linear_head.pth",
+        inference="slide", head=f"/anywhere/dinov2_vit{size}14_{reference.data}_linear_head.pth",
     )  # fmt: skip
-    assert round(experiment.task.stride * 512) == 341
+    assert (WINDOW, round(STRIDE * 512)) == (1, 341)
     assert experiment.blueprint.image_size == (518, 518)
     with pytest.raises(MissingError, match=r"download it from https://dl\.fbaipublicfiles\.com/dinov2/"):
         experiment.check()

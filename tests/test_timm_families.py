@@ -13,6 +13,7 @@ from seam import CPU, HUB, REVISION, cached, check_the_seam, configured, lively
 
 from fnabench.models.timm_vit import TimmBackbone, TimmVit
 
+ONE_OF_EACH = ["dinov2_b", "dinov2_b_reg", "deit_base", "deit3_b", "mae_b", "vit_base", "dinov3_b", "eva02_b"]
 TIMM = [name for name in HUB if not name.startswith(("clip", "siglip"))]
 
 
@@ -36,7 +37,7 @@ def test_exact_through_the_seam_is_bit_equal_and_fna_runs(name: str) -> None:
     check_the_seam(backbone, images, 16, tolerance=0.0)
 
 
-@pytest.mark.parametrize("name", ["dinov2_b", "dinov2_b_reg", "deit_base", "deit3_b", "mae_b", "dinov3_b", "eva02_b"])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_another_size_interpolates_the_position_embedding(name: str) -> None:
     patch = 14 if "14" in configured(name).architecture else 16
     backbone = small_timm(name, 4 * patch)
@@ -47,7 +48,7 @@ def test_another_size_interpolates_the_position_embedding(name: str) -> None:
     assert before.shape[1] == 16
 
 
-@pytest.mark.parametrize("name", ["dinov2_b_reg", "deit_base", "dinov3_b", "eva02_b"])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_bfloat16_runs(name: str) -> None:
     patch = 14 if "14" in configured(name).architecture else 16
     backbone = small_timm(name, 4 * patch)
@@ -72,3 +73,11 @@ def test_a_pinned_timm_model_is_loaded_from_the_cache_without_a_network(
     images = random_images(2, 56)
     with torch.inference_mode():
         assert torch.equal(model.load(CPU, torch.float32).classify(images), module(images))
+
+    def unreachable(*_: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.socket.connect", unreachable)
+    monkeypatch.setattr("socket.getaddrinfo", unreachable)
+    model.check()

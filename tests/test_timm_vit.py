@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,30 @@ def test_the_loaded_weights_are_those_of_the_file(tmp_path: Path) -> None:
     assert len(backbone.layers) == len(model.blueprint().shapes) == 12
 
 
+def test_dinov2s_own_file_gives_what_timms_gives(tmp_path: Path) -> None:
+    """The file that an unpinned model offers instead: other names, and the class token apart from its position."""
+    settings = {"architecture": "vit_small_patch14_reg4_dinov2", "image_size": 56}
+    module = timm.create_model("vit_small_patch14_reg4_dinov2", img_size=56, num_classes=0)
+    nn.init.normal_(module.reg_token)
+    nn.init.constant_(module.cls_token, 0.25)
+    weights = module.state_dict()
+    save_file(weights, tmp_path / "timm.safetensors")
+    position = torch.randn_like(weights["cls_token"]).mul(64).round() / 64  # adds up without rounding
+    theirs = {name: value for name, value in weights.items() if name not in ("reg_token", "pos_embed", "cls_token")}
+    theirs |= {
+        "register_tokens": weights["reg_token"], "mask_token": torch.zeros(1, 384),
+        "cls_token": weights["cls_token"] - position, "pos_embed": torch.cat([position, weights["pos_embed"]], 1),
+    }  # fmt: skip
+    torch.save(theirs, tmp_path / "dinov2.pth")
+    one, other = (
+        TimmVit(checkpoint=str(tmp_path / name), **settings).load(CPU, torch.float32)  # type: ignore[arg-type]
+        for name in ("timm.safetensors", "dinov2.pth")
+    )
+    with torch.inference_mode():
+        images = random_images(2, 56)
+        assert torch.equal(other.encode_image(images), one.encode_image(images))
+
+
 def test_the_blueprint_agrees_with_what_the_layers_see(tmp_path: Path) -> None:
     model = saved_timm_vit(tmp_path)
     shape = model.blueprint().shapes[0]
@@ -166,6 +191,19 @@ def test_a_missing_checkpoint_is_refused_before_anything_is_built(tmp_path: Path
 def test_an_unpinned_hub_id_is_refused() -> None:
     with pytest.raises(BadInputError, match="is not pinned; write hf-hub:owner/name@"):
         TimmVit(checkpoint="hf-hub:timm/vit_tiny_patch16_224").check()
+
+
+def test_a_name_of_timms_is_its_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = TimmVit(checkpoint="vit_tiny_patch16_224.augreg_in21k_ft_in1k", revision="v1")
+    assert model.blueprint().shapes[0].num_tokens == 197
+    assert model.settings["mean"] == (0.5, 0.5, 0.5)
+    with pytest.raises(MissingError, match=r"hf download timm/vit_tiny_patch16_224\.augreg_in21k_ft_in1k model\.saf"):
+        model.check()
+    with pytest.raises(BadInputError, match=r"is not pinned; .* or download https://storage.*\.npz and give it as"):
+        replace(model, revision=None).check()
+    with pytest.raises(BadInputError, match=r"_224\.none is not one of timm's weights; allowed: .*_224\.augreg_in21k"):
+        replace(model, architecture="vit_tiny_patch16_224.none").blueprint()
 
 
 def test_a_hub_id_that_cannot_be_had_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import timm
 import torch
 from builders import KINDS, attention_inputs, random_images, shape_of, softmax_attention, timm_model
 from builders import watch as watched
+from fnabench.tasks.segmentation import Segmentation
 from fnabench.tasks.tokens import GROUPS, Tokens
 from lookup import Numbered, samples
 from planted import (
@@ -330,7 +331,7 @@ class Offering:
     """A model and a data set that have all that is needed."""
 
     offers = frozenset({"embed", "patches"})
-    provides = frozenset()
+    provides = frozenset({"mask"})
 
 
 def test_a_block_that_is_not_there_and_cls_where_there_is_none_are_refused():
@@ -343,11 +344,12 @@ def test_a_block_that_is_not_there_and_cls_where_there_is_none_are_refused():
     Tokens().check(Offering(), blueprint, Offering())
 
 
-def test_a_decoder_is_refused():
+@pytest.mark.parametrize("task", [Tokens(), Segmentation()])
+def test_a_decoder_is_refused(task):
     shape = replace(shape_of(attention_inputs(num_prefix=0)), is_causal=True)
     blueprint = Blueprint(shapes=(shape,) * 4, image_size=(64, 64), num_classes=0)
     with pytest.raises(ImpossibleError, match=r"not into a decoder; give model\.scope=vision"):
-        Tokens().check(Offering(), blueprint, Offering())
+        task.check(Offering(), blueprint, Offering())
 
 
 @pytest.mark.parametrize("inner", [Exact(), Registers(neurons=(), inner=Exact())])

@@ -69,9 +69,10 @@ def test_real_weights_pass_and_fail_with_the_wrong_mean_and_std(command, assets,
         (("model=clip", "data=scenes", "attention=fna"), "verify does not take attention"),
         (("model=clip", "data=scenes", "task.method=knn"), r"verify does not take task\.method"),
         (("model=clip", "data=scenes", "data.limit=3"), r"verify does not take data\.limit"),
+        (("model=llava_1_5_7b", "data=vqav2_val"), "for this model there are: data=scienceqa, data=textvqa"),
         (("--quick", "model=clip_l14", "data=coco_val2017"), "no subset has a reference .* leave --quick out"),
         (("model=clip", "data=scenes", "colour=red"), "colour"),
-        (("model=deit_tiny", "data=imagenet"), "is not pinned|is not a folder"),
+        (("model=deit_tiny", "data=imagenet"), "is not in the local cache|is not a folder"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(command, arguments, reason):

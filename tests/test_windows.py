@@ -166,6 +166,19 @@ def test_the_head_is_fitted_on_windows_too():
 def test_a_wrong_way_window_or_stride_is_refused():
     with pytest.raises(BadInputError, match=r"task\.inference=crop is not known; allowed: whole, slide"):
         Segmentation(inference="crop")
-    for changes in ({"window": 0.0}, {"window": "wide"}, {"window": None}, {"stride": 0.0}, {"stride": 1.5}):
+    for changes in ({"window": 0.0}, {"window": "wide"}, {"stride": 0.0}, {"stride": 1.5}):
         with pytest.raises(BadInputError, match=r"must be above 0, task\.stride=.* above 0 and at most 1"):
             Segmentation(inference="slide", **changes)
+    for changes in ({"window": 0.5}, {"stride": 0.5}, {"stride": "wide"}):
+        with pytest.raises(
+            BadInputError, match=r"=\S+ is of sliding windows; give task\.inference=slide or leave it out"
+        ):
+            Segmentation(**changes)
+
+
+def test_without_a_window_and_a_stride_those_of_dinov2_are_used():
+    source = Scenery(stripe=5)
+    given, other = (evaluate(task, source) for task in (replace(SLIDE, window=1, stride=2 / 3), SLIDE))
+    default = evaluate(Segmentation(inference="slide"), source)
+    assert np.array_equal(default.numerator, given.numerator)
+    assert not np.array_equal(default.numerator, other.numerator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -57,6 +57,8 @@ class Source(ABC):
     """Names of the image classes, by label, where the data set has them."""
     mask_names: tuple[str, ...] = ()
     """Names of the mask classes, by value, where the data set has them."""
+    training_option: ClassVar[str] = ""
+    """What names a training split, where that is for the user to do, such as "data.training_root=..."."""
 
     @property
     @abstractmethod

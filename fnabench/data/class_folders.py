@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from fnabench.data.base import Sample, Source
 from fnabench.data.image_files import check_count, existing_folder, hash_files, list_images, read_image, take
@@ -18,6 +19,8 @@ ORDERS = ("name", "number")
 @dataclass(frozen=True, kw_only=True)
 class ClassFolders(Source):
     """Images by class, in the order of the images' own names: the first N are of many classes, not of the first few."""
+
+    training_option: ClassVar[str] = "data.training_root=..."
 
     root: str = field(metadata=LOCATION)
     classes_by: str = "name"

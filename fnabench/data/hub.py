@@ -6,12 +6,15 @@ import hashlib
 import io
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
 from fnabench.errors import BadInputError, MissingError
+from fnabench.hub_access import is_pin, newest_commit, quiet_hub
 
 HASHED_BYTES = 65536
 """So much of the beginning and of the end of each file is hashed, with its size: parquet keeps its statistics there."""
@@ -70,16 +73,22 @@ def _folder_of(root: str) -> Path:
 
 
 def _download(repository: str, revision: str | None, files: str) -> Path:
-    if not revision or not re.fullmatch(r"[\w.-]+", revision):
+    if not is_pin(revision):
         raise BadInputError(
-            f"data.revision={revision} pins nothing; give data.revision=<commit>, one of those at "
-            f"https://huggingface.co/datasets/{repository}/commits/main, or data.root=<folder of the parquet files>"
+            f"data.revision={revision} pins nothing; give data.revision=<commit> or data.root=<folder of the parquet "
+            f"files>; {newest_commit(f'datasets/{repository}')}"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    pinned = partial(snapshot_download, repository, repo_type="dataset", revision=revision, allow_patterns=[files])
     try:
-        return Path(snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=[files]))
+        with suppress(LocalEntryNotFoundError):  # what is there needs no network
+            folder = Path(pinned(local_files_only=True))
+            if _is_whole(sorted(folder.glob(files))):
+                return folder
+        with quiet_hub():
+            return Path(pinned())
     except GatedRepoError as error:
         raise MissingError(
             f"{repository} asks you to accept its terms at https://huggingface.co/datasets/{repository}; then run: "
@@ -90,6 +99,12 @@ def _download(repository: str, revision: str | None, files: str) -> Path:
             f"{files} of {repository} at revision {revision} is not in the local cache and cannot be downloaded "
             f"({type(error).__name__}); where there is a network, run: {_command(repository, revision, files)}"
         ) from error
+
+
+def _is_whole(paths: Sequence[Path]) -> bool:
+    """Whether these are all parts of a split, whose number stands in their names: validation-00000-of-00014.parquet."""
+    parts = re.search(r"-of-(\d+)", paths[0].name) if paths else None
+    return parts is not None and len(paths) == int(parts[1])
 
 
 def _command(repository: str, revision: str | None, files: str) -> str:

@@ -61,6 +61,8 @@ class LlavaBench(ListedImages):
         answered = _read_lines(root / self.answers, self.obtain)
         try:
             answers = {entry["question_id"]: entry["text"] for entry in answered}
+            if len(answers) < len(answered):
+                raise BadInputError(f"{root / self.answers} answers a question more than once")
             by_image: dict[str, list[Question]] = {}
             for entry in asked:
                 question = Question(

@@ -59,6 +59,8 @@ class VqaFiles(ListedImages):
         answered = read_json(root / self.annotations, self.obtain)
         try:
             annotations = {entry["question_id"]: entry for entry in answered["annotations"]}
+            if len(annotations) < len(answered["annotations"]):
+                raise BadInputError(f"{root / self.annotations} answers a question more than once")
             by_image: dict[int, list[Question]] = {}
             for entry in asked["questions"]:
                 annotation = annotations.pop(entry["question_id"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,11 @@ class Model(ABC):
     @abstractmethod
     def offers(self) -> frozenset[str]:
         """What the loaded backbone will be able to do, of "classify", "embed", "patches", "text", "generate"."""
+
+    @property
+    def lacks(self) -> Mapping[str, str]:
+        """Why something is not offered, by its name, where there is more to say."""
+        return {}
 
     @abstractmethod
     def check(self) -> None:

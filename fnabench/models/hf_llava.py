@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from fnabench.errors import BadInputError, ImpossibleError, reason_of
 from fnabench.identity import LOCATION, digest
 from fnabench.models.base import Blueprint, Model
 from fnabench.models.hf_backbone import Dialogue, LlavaBackbone, check_scope, llava_blueprint
+from fnabench.models.preprocessing import square_transforms
 from fnabench.models.weights_file import find_folder, hash_file, load_pretrained, pinned
 from fnabench.tiles import Images, Tiles
 
@@ -48,7 +49,7 @@ class HfLlava(Model):
     pad_to_square: bool = False
     """Whether an image is first padded to a square with the mean colour, as LLaVA-1.5 was evaluated."""
     questions_at_once: int = 16
-    """Answered together: each needs a cache of its own."""
+    """So many about an image are answered in one sequence, which bounds its length and so its memory."""
     description: str = ""
 
     def __post_init__(self) -> None:
@@ -60,7 +61,12 @@ class HfLlava(Model):
 
     @property
     def offers(self) -> frozenset[str]:
-        return frozenset({"generate", "embed"})
+        return frozenset({"generate", "embed"} | ({"patches"} if self._is_one_grid else set()))
+
+    @property
+    def lacks(self) -> Mapping[str, str]:
+        reason = f"{self._config.model_type} reads an image in tiles, not in one grid"
+        return {} if self._is_one_grid else {"patches": reason}
 
     def check(self) -> None:
         _ = self._files
@@ -81,9 +87,19 @@ class HfLlava(Model):
 
         folder = self._files[0].parent
         module = load_pretrained(AutoModelForImageTextToText, folder, dtype=dtype, attn_implementation="sdpa")
+        whole = None
+        if self._is_one_grid:
+            images = self._processor.image_processor
+            _, whole = square_transforms(self._config.vision_config.image_size, images.image_mean, images.image_std)
         return LlavaBackbone(
-            module.to(device), self.scope, self._dialogue, self._read_image, questions_at_once=self.questions_at_once
-        )
+            module.to(device), self.scope, self._dialogue, self._read_image, whole,
+            questions_at_once=self.questions_at_once,
+        )  # fmt: skip
+
+    @property
+    def _is_one_grid(self) -> bool:
+        """Whether the vision tower sees an image once, as a whole; the others cut it into tiles."""
+        return bool(self._config.model_type == "llava")
 
     @cached_property
     def _folder(self) -> Path:

@@ -63,7 +63,7 @@ class OpenClipVit(Model):
         path = find_weights(self._pinned, WEIGHTS)
         if self._has_own_tokenizer:
             _tokenizer_folder(self._pinned, path)
-        config = find_weights(self._pinned, CONFIG) if is_hub_id(self.checkpoint) else path.with_name(CONFIG)
+        config = find_weights(self._pinned, CONFIG) if is_hub_id(self._pinned) else path.with_name(CONFIG)
         if config.is_file():
             trained = json.loads(config.read_text())["model_cfg"].get("quick_gelu", False)
             if trained != self.quick_gelu:

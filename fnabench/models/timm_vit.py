@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,13 @@ import timm
 import torch
 from safetensors import SafetensorError
 from timm.data import create_transform
+from timm.models import is_model_pretrained
 
 from fnabench.errors import BadInputError, ImpossibleError
 from fnabench.identity import LOCATION
 from fnabench.models.base import Backbone, Blueprint, Model
 from fnabench.models.timm_layers import timm_layers
-from fnabench.models.weights_file import find_weights, hash_file, is_hub_id, pinned
+from fnabench.models.weights_file import HUB_PREFIX, find_weights, hash_file, is_hub_id, pinned
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -35,7 +37,7 @@ class TimmVit(Model):
     config.json that lies beside weights on the hub."""
 
     checkpoint: str = field(metadata=LOCATION)
-    """A weights file that timm can read, or hf-hub:owner/name@revision."""
+    """A weights file that timm can read, hf-hub:owner/name@revision, or a name that timm.list_pretrained() prints."""
     revision: str | None = field(default=None, metadata=LOCATION)
     """Commit of a hub id that names none."""
     architecture: str | None = None
@@ -54,25 +56,41 @@ class TimmVit(Model):
         return frozenset({"embed", "patches"} | ({"classify"} if self.settings["num_classes"] else set()))
 
     def check(self) -> None:
-        find_weights(self._pinned)
+        _ = self._weights
 
     def weights_hash(self) -> str:
-        return hash_file(find_weights(self._pinned))
+        return hash_file(self._weights)
+
+    @property
+    def _architecture(self) -> str | None:
+        """The one given, or the name that the checkpoint is."""
+        return self.architecture or (self.checkpoint if is_model_pretrained(self.checkpoint) else None)
 
     @property
     def _pinned(self) -> str:
+        if is_model_pretrained(self.checkpoint):
+            return pinned(HUB_PREFIX + timm.get_pretrained_cfg(self.checkpoint).hf_hub_id, self.revision)
         return pinned(self.checkpoint, self.revision)
+
+    @property
+    def _weights(self) -> Path:
+        original = self.settings.get("url") if self._architecture else None
+        return find_weights(self._pinned, original=original or "")
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The preprocessing and sizes in force."""
         found: dict[str, Any] = {}
-        if self.architecture is None and is_hub_id(self.checkpoint):
+        if self._architecture is None and is_hub_id(self._pinned):
             beside = json.loads(find_weights(self._pinned, "config.json").read_text())
             found = beside.get("pretrained_cfg", {}) | {
                 k: beside[k] for k in ("architecture", "num_classes") if k in beside
             }
-        architecture = (self.architecture or found.get("architecture") or "").split(".")[0]
+        name = self._architecture or found.get("architecture") or ""
+        architecture, _, tag = name.partition(".")
+        if tag and timm.is_model(architecture) and not is_model_pretrained(name):
+            tags = ", ".join(timm.list_pretrained(f"{architecture}.*"))
+            raise BadInputError(f"model.architecture={name} is not one of timm's weights; allowed: {tags}")
         if not timm.is_model(architecture):
             close = ", ".join(get_close_matches(architecture, timm.list_models(), n=5))
             raise BadInputError(
@@ -80,7 +98,7 @@ class TimmVit(Model):
                 + (f"; close names: {close}" if close else "; give a name that timm.list_models() prints")
             )
         if not found:
-            found = timm.get_pretrained_cfg(self.architecture or architecture).to_dict()
+            found = timm.get_pretrained_cfg(name).to_dict()
         own = {
             "num_classes": self.num_classes, "mean": self.mean, "std": self.std,
             "interpolation": self.interpolation, "crop_pct": self.crop_pct, "crop_mode": self.crop_mode,
@@ -115,7 +133,7 @@ class TimmVit(Model):
         )
 
     def load(self, device: torch.device, dtype: torch.dtype) -> TimmBackbone:
-        path = find_weights(self._pinned)
+        path = self._weights
         overlay = {"file": str(path), "num_classes": self.settings["num_classes"], "custom_load": path.suffix == ".npz"}
         try:
             module = self._create(pretrained=True, pretrained_cfg_overlay=overlay)

@@ -12,8 +12,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from fnabench.errors import BadInputError, MissingError, reason_of
+from fnabench.hub_access import is_pin, newest_commit, quiet_hub
 
 HUB_PREFIX = "hf-hub:"
+FILES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
+"""How files of weights end."""
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 """What a repository of transformers holds beside its weights."""
 
@@ -24,17 +27,23 @@ def is_hub_id(checkpoint: str) -> bool:
 
 
 def pinned(checkpoint: str, revision: str | None) -> str:
-    """The checkpoint with its revision, where it is a hub id that has one."""
-    return f"{checkpoint}@{revision}" if revision and is_hub_id(checkpoint) and "@" not in checkpoint else checkpoint
+    """The checkpoint with its revision, where it is a hub id that has one; owner/name with a revision is a hub id too,
+    unless it is or could be a file or folder here."""
+    path, named = Path(checkpoint), checkpoint if "@" in checkpoint or not revision else f"{checkpoint}@{revision}"
+    is_local = path.exists() or path.suffix in FILES
+    if not is_local and re.fullmatch(r"[\w.-]+/[\w.-]+@[\w.-]+", named):
+        return HUB_PREFIX + named
+    return named if is_hub_id(checkpoint) else checkpoint
 
 
-def find_weights(checkpoint: str, hub_file: str = "model.safetensors") -> Path:
+def find_weights(checkpoint: str, hub_file: str = "model.safetensors", original: str = "") -> Path:
     """The local path of a checkpoint: itself, or a file of a hub repository from the cache or the network.
 
     A hub id reads hf-hub:owner/name@revision; without a revision it is refused, since its content could change.
+    `original` is the address of a file that will do too.
     """
     if is_hub_id(checkpoint):
-        return _find_on_hub(checkpoint, hub_file)
+        return _find_on_hub(checkpoint, hub_file, original)
     path = Path(checkpoint).expanduser()
     if not path.is_file():
         raise MissingError(
@@ -75,14 +84,15 @@ def find_folder(checkpoint: str, needed: Sequence[Sequence[str]], option: str = 
     reason: Exception | None = None
     for in_cache in (True, False):  # what is there needs no network
         try:
-            folder = Path(
-                snapshot_download(repository, revision=revision, allow_patterns=list(wanted), local_files_only=in_cache)
-            )
+            with quiet_hub():
+                found = snapshot_download(
+                    repository, revision=revision, allow_patterns=list(wanted), local_files_only=in_cache
+                )
         except _unreachable() as error:
             reason = error
             continue
-        if not (lacking := _lacking(folder, needed)):
-            return folder
+        if not (lacking := _lacking(Path(found), needed)):
+            return Path(found)
         reason = FileNotFoundError(lacking)
     patterns = " ".join(f"'{kind}'" for kind in SMALL_FILES + weights)
     raise MissingError(
@@ -124,26 +134,27 @@ def _lacking(folder: Path, needed: Sequence[Sequence[str]]) -> str:
     return ""
 
 
-def _split(checkpoint: str, option: str) -> tuple[str, str]:
+def _split(checkpoint: str, option: str, original: str = "") -> tuple[str, str]:
     """Repository and revision of a hub id; BadInputError where it is not pinned."""
-    hub_id = checkpoint.removeprefix(HUB_PREFIX)
-    if not (match := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w.-]+)", hub_id)):
+    repository, _, revision = checkpoint.removeprefix(HUB_PREFIX).partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or not is_pin(revision):
         other = option.replace("checkpoint", "revision")
         raise BadInputError(
             f"{option}={checkpoint} is not pinned; write {HUB_PREFIX}owner/name@<commit or tag>"
             + (f" or give {other}=<commit>" if other != option else "")
-            + f", one of those at https://huggingface.co/{hub_id.partition('@')[0]}/commits/main"
+            + f"; {newest_commit(repository)}"
+            + (f"; or download {original} and give it as {option}=<file>" if original else "")
         )
-    repository, revision = match.groups()
     return repository, revision
 
 
-def _find_on_hub(checkpoint: str, hub_file: str) -> Path:
+def _find_on_hub(checkpoint: str, hub_file: str, original: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    repository, revision = _split(checkpoint, "model.checkpoint")
+    repository, revision = _split(checkpoint, "model.checkpoint", original)
     try:
-        return Path(hf_hub_download(repository, hub_file, revision=revision))
+        with quiet_hub():
+            return Path(hf_hub_download(repository, hub_file, revision=revision))
     except _unreachable() as error:
         raise MissingError(
             f"{hub_file} of {repository} at revision {revision} is not in the local cache and cannot be downloaded "
