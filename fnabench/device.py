@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from fnabench.errors import MissingError, one_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MOST_WORKERS = 16
 
 
 def choose_device(name: str) -> torch.device:
@@ -29,6 +32,14 @@ def choose_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise one_of("dtype", name, DTYPES)
     return DTYPES[name]
+
+
+def default_num_workers(device: torch.device) -> int:
+    """Processes that prepare images: for a GPU one a core, up to MOST_WORKERS, for a CPU none."""
+    if device.type == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -19,7 +19,7 @@ from fnabench.budget import Budget, Choice
 from fnabench.contract import Task
 from fnabench.cost import Probe
 from fnabench.data.base import Source
-from fnabench.device import choose_device, choose_dtype
+from fnabench.device import choose_device, choose_dtype, default_num_workers
 from fnabench.environment import device_name, library_versions
 from fnabench.errors import BadInputError, one_of
 from fnabench.identity import digest, digest_of_code, locations, settings
@@ -88,7 +88,7 @@ class Experiment:
             device=device,
             dtype=choose_dtype(cfg.dtype),
             batch_size=cfg.loader.batch_size,
-            num_workers=cfg.loader.num_workers,
+            num_workers=default_num_workers(device) if cfg.loader.num_workers is None else cfg.loader.num_workers,
             seed=cfg.seed,
             names={kind: choices[kind] for kind in ("task", "data", "model", "attention")},
             config=config,
