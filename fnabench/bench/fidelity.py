@@ -1,8 +1,8 @@
 """How near both FNA forms stay to exact attention: `python -m fnabench.bench.fidelity [folder] [number of images]`.
 
-On the real ViT-Ti of conf/model/vit_tiny.yaml with images of conf/data/imagenet_sample.yaml, by task=fidelity: every
-ingredient of the refined form, both forms at several sizes and numbers of landmarks, how few landmarks suffice, and
-error against cost, of which `fnabench figures fidelity` makes a picture.
+On the real ViT-Ti (model=vit_tiny, data=imagenet_sample), by task=fidelity: every ingredient of the refined form, both
+forms at several sizes and numbers of landmarks, how few landmarks suffice, and error against cost, of which `fnabench
+figures fidelity` makes a picture.
 Planted sinks: that model's attention inputs, with one patch made to take a given share of the attention.
 """
 
@@ -26,17 +26,23 @@ from fnabench.attention.fna_refined import FnaRefined
 from fnabench.bench.inputs import CPU, core_arm, random_inputs
 from fnabench.bench.report import Table, compare_arms, write
 from fnabench.bench.sinks import planted_sinks
-from fnabench.cost import attach_alone, capture_inputs
+from fnabench.cost import Probe, capture_inputs
 from fnabench.data.base import Source
+from fnabench.experiment import Experiment
 from fnabench.loader import Loader
 from fnabench.macs import attention_macs
-from fnabench.models.base import Backbone
+from fnabench.models.base import Backbone, Model
 from fnabench.progress import stderr
-from fnabench.scores import SampleScores, Scores
-from fnabench.statistics import compare, estimate
+from fnabench.run import run
+from fnabench.scores import SampleScores
+from fnabench.statistics import compare
+from fnabench.store import Store, read_scores
 from fnabench.timing import interleave
 
 CONF = Path(__file__).parents[2] / "conf"
+MODEL, DATA = "vit_tiny", "imagenet_sample"
+KEPT = Path("results/.bench")
+"""Where records are kept: a benchmark that was cut off goes on, and several processes share the work."""
 NUM_IMAGES = 500
 FEWER_IMAGES = 100
 """At most so many where a table compares many variants."""
@@ -164,61 +170,77 @@ def error_against_cost(num_images: int, num_rounds: int = 20) -> Table:
 
 
 def fidelity(core: Attention, edge: int, num_images: int, layers: str = "6:") -> Fidelity:
-    """How near one variant stays to exact attention."""
-    source = images(num_images)
-    scores, exact = _scores(core, edge, num_images, layers), _scores(Exact(), edge, num_images, "half")
-    correct = _correct(scores, source)
-    difference = compare(correct, _correct(exact, source)).difference.times(100)
-    metrics = {name: estimate(each).value for name, each in scores.metrics.items()}
+    """How near one variant stays to exact attention, from the record of task=fidelity or by running it now."""
+    experiment = Experiment(
+        task=get_class("fnabench.tasks.fidelity.Fidelity")(),
+        source=images(num_images),
+        model=_model(edge),
+        attention=core,
+        probe=Probe(num_rounds=0),
+        layers=layers,
+        device=CPU,
+        dtype=torch.float32,
+        batch_size=8,
+        num_workers=0,
+        seed=0,
+        names={"task": "fidelity", "data": DATA, "model": MODEL, "attention": type(core).__module__.rpartition(".")[2]},
+        config={},
+    )
+    store = Store(KEPT)
+    outcome = run(experiment, store)
+    metrics = {name: score.value for name, score in outcome.record.scores.items()}
+    correct, exact = (_correct(store.folder(each), num_images) for each in (outcome.record, outcome.exact))
     stderr.print(f"{edge} px, blocks {layers}: KL {metrics['kl']:.5f} of {core}")
     return Fidelity(
         kl=metrics["kl"],
         attention_error=metrics["attention_error"],
         agreement=100 * metrics["top1_agreement"],
         top1=100 * correct.value,
-        top1_difference=f"{difference:.2f}",
+        top1_difference=f"{compare(correct, exact).difference.times(100):.2f}",
     )
 
 
-@cache
-def _scores(core: Attention, edge: int, num_images: int, layers: str) -> Scores:
-    made = backbone(edge)
-    attach_alone(made, core, list(made.layers.select(layers)))
-    task = get_class("fnabench.tasks.fidelity.Fidelity")()
-    scores: Scores = task.evaluate(made, _loader(made, images(num_images)), {})
-    return scores
-
-
-def _correct(scores: Scores, source: Source) -> SampleScores:
-    kl = scores.metrics["kl"]
+def _correct(folder: Path, num_images: int) -> SampleScores:
+    """Whether a record's variant named the class, by image."""
+    kl = read_scores(folder, "kl")
     assert kl.predictions is not None
-    labels = [str(source[index].label) for index in range(len(source))]
-    return SampleScores.mean_of((kl.predictions[:, 0] == labels).astype(np.float64), kl.ids)
+    return SampleScores.mean_of((kl.predictions[:, 0] == _labels(num_images)).astype(np.float64), kl.ids)
+
+
+@cache
+def _labels(num_images: int) -> list[str]:
+    """As predictions are stored."""
+    source = images(num_images)
+    return [str(source[index].label) for index in range(num_images)]
+
+
+def _model(edge: int) -> Model:
+    """The model at this size."""
+    model: Model = instantiate(OmegaConf.load(CONF / "model" / f"{MODEL}.yaml"), image_size=edge, _convert_="all")
+    return model
 
 
 @cache
 def backbone(edge: int) -> Backbone:
-    """The model of conf/model/vit_tiny.yaml at this size."""
-    config = OmegaConf.load(CONF / "model" / "vit_tiny.yaml")
-    made: Backbone = instantiate(config, image_size=edge, _convert_="all").load(CPU, torch.float32)
-    return made
+    """The model at this size, with its weights."""
+    return _model(edge).load(CPU, torch.float32)
 
 
 @cache
 def images(num_images: int) -> Source:
-    """So many images of conf/data/imagenet_sample.yaml."""
-    source: Source = instantiate(OmegaConf.load(CONF / "data" / "imagenet_sample.yaml"), limit=num_images)
+    """So many images of the data."""
+    source: Source = instantiate(OmegaConf.load(CONF / "data" / f"{DATA}.yaml"), limit=num_images)
     return source
-
-
-def _loader(made: Backbone, source: Source) -> Loader:
-    return Loader(source=source, transform=made.transform, batch_size=8, num_workers=0, device=CPU, dtype=torch.float32)
 
 
 def real_inputs(num_images: int = 8) -> list[AttentionInputs]:
     """Of blocks 6..11 at 384 px, for so many images."""
     made = backbone(384)
-    batch = _loader(made, images(num_images)).first(num_images)
+    loader = Loader(
+        source=images(num_images), transform=made.transform, batch_size=8, num_workers=0, device=CPU,
+        dtype=torch.float32,
+    )  # fmt: skip
+    batch = loader.first(num_images)
     return capture_inputs(made, made.layers.select("6:"), lambda model, given: model.encode_image(given.images), batch)
 
 
