@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from layouts import CONF, configured, imagenet_hub, write_parquet
 from omegaconf import OmegaConf
 
+from fnabench.data.base import Source
 from fnabench.errors import BadInputError, MissingError
 
 pytestmark = pytest.mark.usefixtures("no_hub")
@@ -63,6 +64,35 @@ def test_a_split_that_is_whole_in_the_cache_is_never_asked_for(tmp_path: Path, m
     with pytest.raises(BadInputError, match="here are 6"):
         replace(source).check()
     assert asked == [True, True, False]
+
+
+def test_a_limit_downloads_no_more_parts_than_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, cached = tmp_path / "hub", tmp_path / "cache"
+    changes = imagenet_hub(hub) | {"revision": "0123456789abcdef0123456789abcdef01234567"}
+    downloaded = []
+
+    def snapshot(*_: object, allow_patterns: list[str], local_files_only: bool = False, **__: object) -> str:
+        for path in [] if local_files_only else hub.glob(allow_patterns[0]):
+            downloaded.append(path.name)
+            (cached / "data").mkdir(parents=True, exist_ok=True)
+            (cached / "data" / path.name).write_bytes(path.read_bytes())
+        return str(cached)
+
+    def limited(limit: int, **given: object) -> Source:
+        yaml = OmegaConf.merge(OmegaConf.load(CONF / "imagenet_hub.yaml"), changes, {"limit": limit}, given)
+        source: Source = instantiate(yaml, _convert_="all")
+        return source
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert len(limited(6)) == 6
+    assert [limited(5)[index].label for index in range(5)] == [(5 * number) % 12 for number in range(5)]
+    assert downloaded == ["validation-00000-of-00002.parquet"]
+    alone = limited(5).fingerprint()
+    assert len(limited(7)) == 7
+    assert downloaded == ["validation-00000-of-00002.parquet", "validation-00001-of-00002.parquet"]
+    assert limited(5).fingerprint() == limited(5, root=str(hub)).fingerprint() == alone
+    with pytest.raises(BadInputError, match=r"data\.limit=13 must be between 1 and 12"):
+        limited(13).check()
 
 
 def test_a_gated_repository_says_where_its_terms_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import accumulate
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,26 @@ HASHED_BYTES = 65536
 """So much of the beginning and of the end of each file is hashed, with its size: parquet keeps its statistics there."""
 
 
-def find_parquet(repository: str, revision: str | None, files: str, root: str | None) -> list[Path]:
+def find_parquet(
+    repository: str, revision: str | None, files: str, root: str | None, num_rows: int | None = None
+) -> list[Path]:
     """The parquet files of a split by name: those in the folder `root`, or else of the hub repository.
 
-    `files` is a pattern such as data/test-*.parquet. The hub's cache is used where it has them; HF_HUB_OFFLINE holds.
+    `files` is a pattern such as data/test-*.parquet. With `num_rows` only the first files that hold so many rows are
+    found, and of a split in numbered parts no others are downloaded. The hub's cache is used where it has them;
+    HF_HUB_OFFLINE holds.
     """
-    folder = _folder_of(root) if root else _download(repository, revision, files)
-    if not (found := sorted(folder.glob(files)) or (sorted(folder.glob(Path(files).name)) if root else [])):
+    if root:
+        folder = _folder_of(root)
+        found = sorted(folder.glob(files)) or sorted(folder.glob(Path(files).name))
+    else:
+        found = _first_parts(repository, revision, files, num_rows) if num_rows else []
+        folder = found[0].parent if found else _download(repository, revision, files)
+        found = found or sorted(folder.glob(files))
+    if not found:
         raise MissingError(f"{folder} holds no {files}; run: {_command(repository, revision, files)}")
-    return found
+    totals = accumulate(map(_num_rows, found)) if num_rows else ()
+    return found[: next((number for number, total in enumerate(totals, 1) if total >= (num_rows or 0)), len(found))]
 
 
 def read_parquet(paths: Sequence[Path], columns: Sequence[str]) -> Any:
@@ -72,6 +85,17 @@ def _folder_of(root: str) -> Path:
     return Path(root)
 
 
+def _first_parts(repository: str, revision: str | None, files: str, num_rows: int) -> list[Path]:
+    """The first of numbered parts that hold so many rows; none where parts are not numbered."""
+    found: list[Path] = []
+    while len(found) < _num_parts(found) and sum(map(_num_rows, found)) < num_rows:
+        part = files.replace("*", f"{len(found):05}-of-*")
+        if not (latest := sorted(_download(repository, revision, part).glob(part))):
+            break
+        found += latest
+    return found
+
+
 def _download(repository: str, revision: str | None, files: str) -> Path:
     if not is_pin(revision):
         raise BadInputError(
@@ -85,7 +109,7 @@ def _download(repository: str, revision: str | None, files: str) -> Path:
     try:
         with suppress(LocalEntryNotFoundError):  # what is there needs no network
             folder = Path(pinned(local_files_only=True))
-            if _is_whole(sorted(folder.glob(files))):
+            if _is_whole(sorted(folder.glob(files)), files):
                 return folder
         with quiet_hub():
             return Path(pinned())
@@ -101,10 +125,21 @@ def _download(repository: str, revision: str | None, files: str) -> Path:
         ) from error
 
 
-def _is_whole(paths: Sequence[Path]) -> bool:
-    """Whether these are all parts of a split, whose number stands in their names: validation-00000-of-00014.parquet."""
+def _is_whole(paths: Sequence[Path], files: str) -> bool:
+    """Whether these are all that the pattern names: one numbered part, or as many as the parts' names say."""
+    return bool(paths) and ("-of-" in files or len(paths) == _num_parts(paths))
+
+
+def _num_parts(paths: Sequence[Path]) -> float:
+    """Of how many the first is one, by its name: validation-00000-of-00014.parquet; infinity where none says so."""
     parts = re.search(r"-of-(\d+)", paths[0].name) if paths else None
-    return parts is not None and len(paths) == int(parts[1])
+    return int(parts[1]) if parts else inf
+
+
+def _num_rows(path: Path) -> int:
+    from pyarrow.parquet import read_metadata
+
+    return int(read_metadata(path).num_rows)
 
 
 def _command(repository: str, revision: str | None, files: str) -> str:

@@ -30,7 +30,7 @@ class HubLabels(Source):
     num_images: int | None = None
     """How many images the data set is known to have; any other number is refused."""
     limit: int | None = None
-    """Only the first so many images; recorded, and never called the full set."""
+    """Only the first so many images; recorded, never called the full set, and no more files are downloaded for it."""
     name: str = "imagenet"
     description: str = ""
 
@@ -64,10 +64,11 @@ class HubLabels(Source):
 
     @cached_property
     def _paths(self) -> list[Path]:
-        return find_parquet(self.repository, self.revision, self.files, self.root)
+        return find_parquet(self.repository, self.revision, self.files, self.root, self.limit)
 
     @cached_property
     def _rows(self) -> Any:
         rows = read_parquet(self._paths, ("image", "label"))
-        check_count(self.name, "images", len(rows), self.num_images)
+        if not self.limit:  # which need not see all
+            check_count(self.name, "images", len(rows), self.num_images)
         return rows.select(range(take(rows, self.limit)))
