@@ -120,6 +120,8 @@ def budgets(num_images: int) -> Table:
         kl, error = ours.kl / theirs.kl, ours.attention_error / theirs.attention_error
         lines += [(f"{edge} px, M={m}, blocks {layers} {name}", *values) for name, values in measured.items()]
         lines.append((f"{edge} px, M={m}, blocks {layers} refined / fna", kl, error, "", "", ""))
+    over = fidelity(FnaRefined(num_landmarks=128, over=2), 384, num_images, "3:")
+    lines.append(("384 px, M=128, blocks 3: fna_refined, over=2", *over))
     return Table(title=f"Both forms, {num_images} images", columns=("form", *COLUMNS), lines=lines)
 
 
