@@ -42,7 +42,7 @@ wheel: setup  ## build the wheel and run a job from it in a fresh venv in an emp
 bench: setup  ## the harness's own speed, side by side; writes results/bench/
 	$(BIN)/python -m fnabench.bench.harness
 
-bench-fna: setup  ## FNA as published and refined: speed, fidelity, sinks (most of an hour); writes results/bench/
+bench-fna: setup  ## FNA as published and refined: speed, fidelity, sinks (an hour and a half); writes results/bench/
 	$(BIN)/python -m fnabench.bench.fna
 	$(BIN)/python -m fnabench.bench.fidelity
 
