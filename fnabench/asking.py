@@ -41,10 +41,13 @@ def ask(
     questions: list[Question] = []
     answers: list[str] = []
     images: list[str] = []
-    for batch in loader:
-        shown = blank(batch.images) if blind else batch.images
+
+    def answer(batch: Batch) -> list[list[str]]:
         asked = [[prompt(question) for question in sample.questions] for sample in batch.samples]
-        for sample, said in zip(batch.samples, backbone.generate(shown, asked, max_new_tokens), strict=True):
+        return backbone.generate(blank(batch.images) if blind else batch.images, asked, max_new_tokens)
+
+    for samples, replies in loader.through(answer):
+        for sample, said in zip(samples, replies, strict=True):
             questions += sample.questions
             answers += said
             images += [sample.id] * len(said)

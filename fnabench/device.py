@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import torch
 
-from fnabench.errors import MissingError, one_of
+from fnabench.errors import BadInputError, MissingError, one_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MOST_WORKERS = 16
@@ -42,6 +43,22 @@ def default_num_workers(device: torch.device) -> int:
     return min(cores, MOST_WORKERS)
 
 
+def choose_num_processes(asked: int | None, device: torch.device) -> int:
+    """Processes that share a batch: on a CPU as many as torch has threads, unless told; on a GPU, and where a process
+    cannot be copied, one."""
+    can_share = device.type == "cpu" and sys.platform == "linux"
+    if asked is None:
+        return torch.get_num_threads() if can_share else 1
+    if asked < 1 or (asked > 1 and not can_share):
+        raise BadInputError(
+            f"loader.num_processes={asked} must be at least 1, and 1 on a GPU or outside Linux; leave it out for one a "
+            "thread"
+        )
+    return asked
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the machine refused an allocation."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether a device or the machine refused an allocation, or the system killed a process for want of memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(sign in f"{error} {error.__cause__}" for sign in ("can't allocate memory", "signal: Killed"))

@@ -19,7 +19,7 @@ from fnabench.budget import Budget, Choice
 from fnabench.contract import Task
 from fnabench.cost import Probe
 from fnabench.data.base import Source
-from fnabench.device import choose_device, choose_dtype, default_num_workers
+from fnabench.device import choose_device, choose_dtype, choose_num_processes, default_num_workers
 from fnabench.environment import device_name, library_versions
 from fnabench.errors import BadInputError, one_of
 from fnabench.identity import digest, digest_of_code, locations, settings
@@ -54,6 +54,8 @@ class Experiment:
     """Chooses the landmarks and the layers before the experiment runs."""
     choice: Choice | None = None
     """What the budget came to."""
+    num_processes: int = 1
+    """Of the loader, see Loader.through."""
     cache: str | None = None
     """One of CACHES: what is kept of images on disk; no part of the identity, since they are the same to the bit."""
 
@@ -89,6 +91,7 @@ class Experiment:
             dtype=choose_dtype(cfg.dtype),
             batch_size=cfg.loader.batch_size,
             num_workers=default_num_workers(device) if cfg.loader.num_workers is None else cfg.loader.num_workers,
+            num_processes=choose_num_processes(cfg.loader.num_processes, device),
             seed=cfg.seed,
             names={kind: choices[kind] for kind in ("task", "data", "model", "attention")},
             config=config,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -20,7 +23,11 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from fnabench.decoded import Keep
+
     Transform = Callable[[Image.Image], Any]
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,8 +56,11 @@ class Loader:
     transform: Transform
     batch_size: int
     num_workers: int
+    """Processes that decode and transform for `iter`; 0: it is done in between."""
     device: torch.device
     dtype: torch.dtype
+    num_processes: int = 1
+    """Processes that share a batch of `through`."""
     before_batch: Callable[[tuple[Sample, ...]], None] = lambda samples: None
     """Told the samples of each batch before it is used."""
     on_batch: Callable[[int], None] = lambda num_samples: None
@@ -60,37 +70,83 @@ class Loader:
         return len(self.source)
 
     def __iter__(self) -> Iterator[Batch]:
-        on_gpu = self.device.type == "cuda"
         items = self._items()
         batches = DataLoader(
             items,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             collate_fn=_collate,
-            pin_memory=on_gpu,
+            pin_memory=self.device.type == "cuda",
         )
-        decoded = self.transform if isinstance(self.transform, Decoded) and items.kept is None else None
-        with decoded.write(self.source) if decoded else nullcontext() as keep:
+        with self._keeping(items) as keep:
             for collated in batches:
-                if isinstance(collated, FnabenchError):
-                    raise collated
-                images, samples = collated
+                images, samples = _no_error(collated)
                 if keep is not None:
                     keep(images, samples)
-                for part, places in split_by_size(images):
-                    moved = part.to(self.device, self.dtype, non_blocking=on_gpu)
-                    batch = Batch(images=moved, samples=tuple(samples[place] for place in places))
-                    self.before_batch(batch.samples)
+                for batch in self._parts(images, samples):
                     yield batch
-                    self.on_batch(len(places))
+                    self.on_batch(len(batch.samples))
+
+    def through(self, work: Callable[[Batch], Made]) -> Iterator[tuple[tuple[Sample, ...], Made]]:
+        """The samples of each batch and what `work` makes of it, in order.
+
+        Where the loader has several processes, each does all of it for a part of the batch, from the file to what
+        `work` makes, on one thread: an operation that threads share leaves some of them waiting. They are copies of
+        this process, so that what else `work` changes is lost.
+        """
+        num_processes = min(self.num_processes, self.batch_size)
+        if num_processes == 1 or len(self) <= self.batch_size:
+            for batch in self:
+                yield batch.samples, work(batch)
+            return
+        items = self._items()
+        with self._keeping(items) as keep:
+            batches = DataLoader(
+                items,
+                batch_size=self.batch_size // num_processes,
+                num_workers=num_processes,
+                collate_fn=partial(self._work_on, work, keep is not None),
+                multiprocessing_context="fork",
+            )
+            for collated in batches:
+                whole, made = pickle.loads(_no_error(collated))
+                if keep is not None:
+                    keep(*whole)
+                for samples, each in made:
+                    yield samples, each
+                    self.on_batch(len(samples))
+
+    def _work_on(
+        self, work: Callable[[Batch], object], with_images: bool, items: Sequence[_Item]
+    ) -> bytes | FnabenchError:
+        """In bytes, since each tensor that a process sends by itself takes a file descriptor."""
+        try:
+            whole = _no_error(_collate(items))
+            made = [(batch.samples, work(batch)) for batch in self._parts(*whole)]
+        except FnabenchError as error:
+            return error
+        file = io.BytesIO()
+        _Pickler(file).dump((whole if with_images else None, made))
+        return file.getvalue()
+
+    def _parts(self, images: Images, samples: Sequence[Sample]) -> Iterator[Batch]:
+        """What a model takes at once, on the device; whoever asked to be told is told of each."""
+        for part, places in split_by_size(images):
+            moved = part.to(self.device, self.dtype, non_blocking=self.device.type == "cuda")
+            batch = Batch(images=moved, samples=tuple(samples[place] for place in places))
+            self.before_batch(batch.samples)
+            yield batch
+
+    def _keeping(self, items: _Transformed) -> AbstractContextManager[Keep | None]:
+        """Where the images of this pass are kept, if they are."""
+        if isinstance(self.transform, Decoded) and items.kept is None:
+            return self.transform.write(self.source)
+        return nullcontext()
 
     def first(self, size: int) -> Batch:
         """The first samples as one batch, over and over where the source is shorter."""
         items = self._items()
-        collated = _collate([items[position % len(self.source)] for position in range(size)])
-        if isinstance(collated, FnabenchError):
-            raise collated
-        images, samples = collated
+        images, samples = _no_error(_collate([items[position % len(self.source)] for position in range(size)]))
         return Batch(images=images.to(self.device, self.dtype), samples=samples)
 
     def _items(self) -> _Transformed:
@@ -129,3 +185,17 @@ def _collate(items: Sequence[_Item]) -> tuple[Images, tuple[Sample, ...]] | Fnab
             return item
     images, samples = zip(*items, strict=True)  # type: ignore[arg-type]
     return stack(images), samples
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, value: Any) -> Any:
+        """A tensor alone, without the larger one that it may be a view of."""
+        if isinstance(value, torch.Tensor):
+            return value.clone().__reduce_ex__(pickle.DEFAULT_PROTOCOL)  # type: ignore[no-untyped-call]
+        return NotImplemented
+
+
+def _no_error(value: Made | FnabenchError) -> Made:
+    if isinstance(value, FnabenchError):
+        raise value
+    return value

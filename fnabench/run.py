@@ -204,6 +204,7 @@ def _loader(
         transform=backbone.transform_whole if experiment.task.whole_image else backbone.transform,
         batch_size=experiment.batch_size,
         num_workers=experiment.num_workers,
+        num_processes=experiment.num_processes,
         device=experiment.device,
         dtype=experiment.dtype,
         before_batch=partial(_tell, backbone),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -88,9 +89,9 @@ class Classification(Task):
 
     def fit(self, backbone: Backbone, loader: Loader) -> dict[str, Tensor]:
         features, labels = [], []
-        for batch in loader:
-            features.append(backbone.encode_image(batch.images).cpu())
-            labels += [sample.label for sample in batch.samples]
+        for samples, embeddings in loader.through(lambda batch: backbone.encode_image(batch.images).cpu()):
+            features.append(embeddings)
+            labels += [sample.label for sample in samples]
         bank, targets = torch.cat(features), torch.tensor(labels)
         if self.method == "knn":
             return {"features": normalize(bank.float(), dim=-1), "labels": targets}
@@ -101,11 +102,10 @@ class Classification(Task):
         classes = self._class_embeddings(backbone, loader.source) if self._is_zeroshot(backbone) else None
         ids: list[str] = []
         predictions, labels = [], []
-        for batch in loader:
-            ids += [sample.id for sample in batch.samples]
-            labels += [sample.label for sample in batch.samples]
-            logits = self._logits(self.forward(backbone, batch), classes, fitted)
-            predictions.append(logits.argmax(-1).cpu().numpy())
+        for samples, output in loader.through(partial(self.forward, backbone)):
+            ids += [sample.id for sample in samples]
+            labels += [sample.label for sample in samples]
+            predictions.append(self._logits(output, classes, fitted).argmax(-1).cpu().numpy())
         predicted = np.concatenate(predictions)
         top1 = SampleScores.mean_of(predicted == np.array(labels), tuple(ids), predictions=predicted)
         return Scores(metrics={self.metric: top1}, headline=self.metric)

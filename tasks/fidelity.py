@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    _Given = tuple[Tensor, Tensor | None]
+    """Of a batch: embeddings, and logits where there is a classification head."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity(Task):
@@ -59,17 +62,20 @@ class Fidelity(Task):
         logits: dict[str, list[Tensor]] = {"exact": [], "variant": []}
         errors: list[Tensor] = []
         names: list[str] = []
-        for batch in loader:
-            ids += [sample.id for sample in batch.samples]
+
+        def both(batch: Batch) -> tuple[_Given, _Given, dict[int, Tensor]]:
             with backbone.exact_beside() as layer_errors:
-                exact = backbone.embed_and_classify(batch.images)
-            names = [f"attention_error_{layer:02d}" for layer in sorted(layer_errors)]
-            by_layer = [per_image(layer_errors[layer].cpu(), batch.images) for layer in sorted(layer_errors)]
-            errors += [torch.stack(by_layer, 1)] if by_layer else []
-            variant = backbone.embed_and_classify(batch.images)
+                exact = _given(backbone, batch)
+            by_layer = {layer: per_image(layer_errors[layer].cpu(), batch.images) for layer in sorted(layer_errors)}
+            return exact, _given(backbone, batch), by_layer
+
+        for samples, (exact, variant, by_layer) in loader.through(both):
+            ids += [sample.id for sample in samples]
+            names = [f"attention_error_{layer:02d}" for layer in by_layer]
+            errors += [torch.stack(list(by_layer.values()), 1)] if by_layer else []
             for way, (embedding, classes) in (("exact", exact), ("variant", variant)):
-                embedded[way].append(embedding.float().cpu())
-                logits[way] += [] if classes is None else [classes.float().cpu()]
+                embedded[way].append(embedding)
+                logits[way] += [] if classes is None else [classes]
         ours, theirs = (torch.cat(embedded[way]) for way in ("variant", "exact"))
         values = {"cosine": cosine_similarity(ours, theirs)}
         if len(ids) > 1:
@@ -97,6 +103,11 @@ class Fidelity(Task):
         near, near_exact = (_others(normalize(each, dim=-1).numpy(), self.num_neighbours) for each in (ours, theirs))
         shares = [len(a & b) / len(b) for a, b in zip(near, near_exact, strict=True)]
         return torch.tensor(shares)
+
+
+def _given(backbone: Backbone, batch: Batch) -> _Given:
+    embedding, classes = backbone.embed_and_classify(batch.images)
+    return embedding.float().cpu(), None if classes is None else classes.float().cpu()
 
 
 def _others(embeddings: NDArray[np.float32], k: int) -> Sequence[set[int]]:

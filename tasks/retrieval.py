@@ -49,9 +49,9 @@ class Retrieval(Task):
         ids: list[str] = []
         captions: list[str] = []
         owners: list[int] = []
-        for batch in loader:
-            embedded.append(_normalised(self.forward(backbone, batch)))
-            for sample in batch.samples:
+        for samples, embeddings in loader.through(lambda batch: _normalised(self.forward(backbone, batch))):
+            embedded.append(embeddings)
+            for sample in samples:
                 owners += [len(ids)] * len(sample.captions)
                 captions += sample.captions
                 ids.append(sample.id)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from fnabench.loader import Transform
 
+Look = TypeVar("Look")
 INFERENCES = ("whole", "slide")
 WINDOW, STRIDE = 1.0, 2 / 3
 """Of DINOv2's protocol."""
@@ -113,30 +114,28 @@ class Segmentation(Task):
 
     def fit(self, backbone: Backbone, loader: Loader) -> dict[str, Tensor]:
         num_classes = len(loader.source.mask_names)
-        features, targets, groups = [], [], []
-        for number, view in enumerate(self._views(backbone, loader)):
-            features.append(view.tokens.flatten(0, 1))
-            for box in view.boxes:
-                targets.append(shares(view.mask[box.pixels], view.grid, num_classes))
-                groups += [number] * len(targets[-1])
+
+        def shown(view: _View) -> tuple[Tensor, Tensor]:
+            targets = [shares(view.mask[box.pixels], view.grid, num_classes) for box in view.boxes]
+            return view.tokens.flatten(0, 1), torch.cat(targets)
+
+        features, targets = zip(*self._looks(backbone, loader, shown), strict=True)
+        groups = [number for number, rows in enumerate(targets) for _ in rows]
         return fit_linear_head(torch.cat(features), torch.cat(targets), groups, loader.device)
 
     def evaluate(self, backbone: Backbone, loader: Loader, fitted: Mapping[str, Tensor]) -> Scores:
         num_classes = len(loader.source.mask_names)
-        ids: list[str] = []
-        intersections, unions, predictions = [], [], []
-        for view in self._views(backbone, loader):
+
+        def score(view: _View) -> tuple[str, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
             logits = view.tokens.float() @ fitted["weight"].T + fitted["bias"]  # [n, N, K]
             maps = logits.mT.reshape(len(logits), num_classes, *view.grid)
             predicted = stitch(maps, view.boxes, view.mask.shape).max(0).indices.numpy()  # five times as fast as argmax
-            intersection, union = overlap(predicted, view.mask, num_classes)
-            intersections.append(intersection)
-            unions.append(union)
-            predictions.append(_at_centres(predicted, view.grid))
-            ids.append(view.id)
+            return view.id, *overlap(predicted, view.mask, num_classes), _at_centres(predicted, view.grid)
+
+        ids, intersections, unions, predictions = zip(*self._looks(backbone, loader, score), strict=True)
         miou = SampleScores(
-            ids=tuple(ids),
-            clusters=tuple(ids),
+            ids=ids,
+            clusters=ids,
             numerator=np.array(intersections, dtype=np.float64),
             denominator=np.array(unions, dtype=np.float64),
             predictions=np.stack(predictions),
@@ -146,15 +145,21 @@ class Segmentation(Task):
     def forward(self, backbone: Backbone, batch: Batch) -> Float[Tensor, "B N C"]:
         return backbone.encode_patches(batch.images)
 
-    def _views(self, backbone: Backbone, loader: Loader) -> Iterator[_View]:
-        """Every sample as the model sees it."""
+    def _looks(self, backbone: Backbone, loader: Loader, look: Callable[[_View], Look]) -> Iterator[Look]:
+        """What `look` makes of every sample as the model sees it."""
         num_classes = len(loader.source.mask_names)
         if self.inference == "whole":
-            for batch in loader:
-                grid = backbone.patch_grid(batch.images)
-                for sample, tokens in zip(batch.samples, self.forward(backbone, batch).cpu(), strict=True):
-                    mask = _mask(sample, num_classes)
-                    yield _View(sample.id, mask, [Box(0, 0, *mask.shape)], tokens[None], grid)
+
+            def looks(batch: Batch) -> list[Look]:
+                grid, found = backbone.patch_grid(batch.images), self.forward(backbone, batch).cpu()
+                masks = [_mask(sample, num_classes) for sample in batch.samples]
+                return [
+                    look(_View(sample.id, mask, [Box(0, 0, *mask.shape)], tokens[None], grid))
+                    for sample, mask, tokens in zip(batch.samples, masks, found, strict=True)
+                ]
+
+            for _, made in loader.through(looks):
+                yield from made
             return
         height, width = loader.transform(Image.new("RGB", (32, 32))).shape[-2:]
         window, stride = self.window or WINDOW, self.stride or STRIDE
@@ -166,7 +171,7 @@ class Segmentation(Task):
             (windows,), (sample,) = batch.images, batch.samples
             tokens = torch.cat([backbone.encode_patches(some) for some in windows.split(loader.batch_size)])
             mask = _mask(sample, num_classes)
-            yield _View(sample.id, mask, boxes_of(mask.shape), tokens.cpu(), backbone.patch_grid(windows))
+            yield look(_View(sample.id, mask, boxes_of(mask.shape), tokens.cpu(), backbone.patch_grid(windows)))
 
 
 def overlap(

@@ -17,6 +17,20 @@ from fnabench import cli
 
 NUM_IMAGES = 6
 NUM_CLASSES = 7
+SCENES = {
+    "data": "scenes", "data.limit": "6", "data.root": None, "model.architecture": None, "model.checkpoint": None,
+    "model.num_classes": None, "model.image_size": None,
+}  # fmt: skip
+RUNS = {
+    "classification": {},
+    "retrieval": SCENES | {"task": "retrieval", "model": "clip", "loader.num_workers": "1"},
+    "segmentation": SCENES | {"task": "segmentation", "model": "clip"},
+    "windows": SCENES | {
+        "task": "segmentation", "model": "clip", "task.inference": "slide", "task.window": "0.7", "data.limit": "3",
+    },
+    "vqa": SCENES | {"task": "vqa", "model": "llava"},
+}  # fmt: skip
+"""What changes the defaults of a SmallWorld into a run of each task."""
 
 
 def write_images(root: Path, num_images: int = NUM_IMAGES) -> Path:

@@ -17,7 +17,7 @@ from builders import image_folder, watch
 from hydra.utils import instantiate
 from PIL import Image
 from small_llava import save_llava
-from small_world import SmallWorld
+from small_world import RUNS, SmallWorld
 from torch import Tensor
 
 from fnabench import cli
@@ -31,19 +31,6 @@ from fnabench.models.preprocessing import square_transforms
 from fnabench.store import SAMPLES, read_record
 from fnabench.tiles import Tiles
 
-SCENES = {
-    "data": "scenes", "data.limit": "6", "data.root": None, "model.architecture": None, "model.checkpoint": None,
-    "model.num_classes": None, "model.image_size": None,
-}  # fmt: skip
-RUNS = {
-    "classification": {},
-    "retrieval": SCENES | {"task": "retrieval", "model": "clip", "loader.num_workers": "1"},
-    "segmentation": SCENES | {"task": "segmentation", "model": "clip"},
-    "windows": SCENES | {
-        "task": "segmentation", "model": "clip", "task.inference": "slide", "task.window": "0.7", "data.limit": "3",
-    },
-    "vqa": SCENES | {"task": "vqa", "model": "llava"},
-}  # fmt: skip
 FITTED = {"segmentation", "windows"}
 
 

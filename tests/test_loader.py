@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from fnabench.data.folder import ImageFolder
+from fnabench.device import is_out_of_memory
 from fnabench.errors import BadInputError
-from fnabench.loader import Loader
+from fnabench.loader import Batch, Loader
 
 CPU = torch.device("cpu")
 
@@ -98,3 +101,86 @@ def test_an_unreadable_image_in_the_first_batch_is_named(tmp_path: Path) -> None
 def test_a_transform_of_ones_own_is_used(tmp_path: Path) -> None:
     batch = loader(image_folder(tmp_path), transform=partial(to_tensor, size=5)).first(1)
     assert batch.images.shape == (1, 3, 5, 5)
+
+
+def sums(batch: Batch) -> Tensor:
+    return batch.images.sum((1, 2, 3))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def test_work_is_shared_by_processes_and_comes_back_in_order(
+    tmp_path: Path, num_processes: int, batch_size: int
+) -> None:
+    source, done = image_folder(tmp_path, labels=(6, 5, 4, 3, 2, 1, 0)), []
+    shared = loader(source, batch_size=batch_size, num_processes=num_processes, on_batch=done.append).through(sums)
+    labels, found = [], []
+    for samples, made in shared:
+        labels += [sample.label for sample in samples]
+        found.append(made)
+    assert labels == [6, 5, 4, 3, 2, 1, 0]
+    assert torch.equal(torch.cat(found), torch.cat([sums(batch) for batch in loader(source, batch_size=7)]))
+    assert sum(done) == 7
+
+
+def test_processes_have_one_thread_and_what_the_caller_has_switched_on(tmp_path: Path) -> None:
+    def state(batch: Batch) -> tuple[int, int, bool]:
+        return os.getpid(), torch.get_num_threads(), torch.is_inference_mode_enabled()
+
+    with torch.inference_mode():
+        states = {made for _, made in loader(image_folder(tmp_path), num_processes=2).through(state)}
+    processes, num_threads, inference = map(set, zip(*states, strict=True))
+    assert len(processes) == 2
+    assert os.getpid() not in processes
+    assert (num_threads, inference) == ({1}, {True})
+
+
+def test_a_batch_is_told_of_where_it_is_worked_on(tmp_path: Path) -> None:
+    told: list[str] = []
+    shared = loader(
+        image_folder(tmp_path), num_processes=2, before_batch=lambda samples: told.extend(each.id for each in samples)
+    )
+    assert [made for _, made in shared.through(lambda batch: told[-1])] == [f"{number}.png" for number in range(5)]
+    assert told == []  # what a process changes is its own
+
+
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_a_part_of_a_tensor_is_sent_without_the_rest(tmp_path: Path, batch_size: int) -> None:
+    shared = loader(image_folder(tmp_path), num_processes=2, batch_size=batch_size)
+    views = [made for _, made in shared.through(lambda batch: torch.arange(1_000_000)[2:4])]
+    assert all(view.tolist() == [2, 3] for view in views)
+    if batch_size == 2:
+        assert {view.untyped_storage().nbytes() for view in views} == {16}
+
+
+def num_file_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_what_is_kept_of_many_batches_takes_no_file_descriptors(tmp_path: Path) -> None:
+    shared = loader(image_folder(tmp_path, labels=tuple(range(40))), num_processes=2)
+    before = num_file_descriptors()
+    kept = [made for _, made in shared.through(sums)]
+    assert len(kept) == 40
+    assert num_file_descriptors() <= before + 1
+
+
+def test_an_error_arrives_from_a_process_as_what_it_is(tmp_path: Path) -> None:
+    source = image_folder(tmp_path)
+    (tmp_path / "3.png").write_text("no image")
+    with pytest.raises(BadInputError, match=r"3\.png is not a readable image") as caught:
+        list(loader(source, num_processes=2).through(sums))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_process_that_the_system_kills_is_one_without_memory(tmp_path: Path) -> None:
+    shared = loader(image_folder(tmp_path), num_processes=2).through(lambda batch: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(RuntimeError) as caught:
+        list(shared)
+    assert is_out_of_memory(caught.value)
+
+
+def test_a_refused_allocation_is_known_for_one_in_a_process(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        list(loader(image_folder(tmp_path), num_processes=2).through(lambda batch: torch.empty(2**60)))
+    assert is_out_of_memory(caught.value)
