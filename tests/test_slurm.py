@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -96,6 +97,11 @@ def test_a_sweep_leaves_one_record_a_job_and_computes_the_exact_twin_once(inputs
     assert [each["attention"] for each in told] == ["exact", "fna"]
     assert len({each["exact_key"] for each in told}) == 1
     assert sum(log.count("accuracy, exact") for log in _logs(tmp_path, "err")) == 1
+    (told_here,) = done.stderr.splitlines()
+    logs = re.search(r"printed is in (\S+);", told_here)
+    assert logs
+    assert list((tmp_path / logs[1]).glob("*/*_log.out"))
+    assert told_here.endswith("python -m fnabench leaderboard results")
 
 
 @needs_slurm
