@@ -124,6 +124,21 @@ def voc2012(root: Path) -> dict[str, object]:
     return {"num_images": 5}
 
 
+def cityscapes(root: Path) -> dict[str, object]:
+    places = [("val", "lindau", 2), ("val", "frankfurt", 3), ("train", "aachen", 2)]
+    for split, city, count in places:
+        for number in range(count):
+            name = f"{city}_{number:06d}_{294 + number:06d}"
+            write_image(root / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", number)
+            values = np.zeros((SIZE[1], SIZE[0]), dtype=np.uint8)
+            values.flat[:34] = range(34)
+            folder = root / "gtFine" / split / city
+            folder.mkdir(parents=True, exist_ok=True)
+            for kind in ("labelIds", "instanceIds", "color"):
+                Image.fromarray(values).save(folder / f"{name}_gtFine_{kind}.png")
+    return {"num_images": 5}
+
+
 def vqav2_val(root: Path) -> dict[str, object]:
     questions, annotations = [], []
     for number in range(6):
@@ -232,12 +247,13 @@ def scienceqa(root: Path) -> dict[str, object]:
 LAYOUTS = {
     "imagenet": imagenet, "imagenet_v2": imagenet_v2, "imagenet_hub": imagenet_hub, "coco_karpathy": coco_karpathy,
     "coco_val2017": coco_val2017, "flickr30k": flickr30k, "ade20k": ade20k, "voc2012": voc2012,
-    "vqav2_val": vqav2_val, "textvqa": textvqa, "scienceqa": scienceqa,
+    "cityscapes": cityscapes, "vqav2_val": vqav2_val, "textvqa": textvqa, "scienceqa": scienceqa,
     "llava_bench_coco": llava_bench_coco,
 }  # fmt: skip
 PROVIDES = {
     "imagenet": "label", "imagenet_v2": "label", "imagenet_hub": "label", "coco_karpathy": "captions",
-    "coco_val2017": "captions", "flickr30k": "captions", "ade20k": "mask", "voc2012": "mask", "vqav2_val": "questions",
+    "coco_val2017": "captions", "flickr30k": "captions", "ade20k": "mask", "voc2012": "mask",
+    "cityscapes": "mask", "vqav2_val": "questions",
     "textvqa": "questions", "scienceqa": "questions", "llava_bench_coco": "open_questions",
 }  # fmt: skip
 

@@ -31,7 +31,7 @@ LAYERS = (
     ("attention.causal",),
     ("attention.*",),
     ("timing", "memory", "macs", "beside", "watch"),
-    ("sdpa",),
+    ("sdpa", "data.streamed"),
     ("data.base", "data.image_files", "data.imagenet_names", "data.hub", "models.base"),
     ("data.listed", "decoded"),
     (
@@ -188,6 +188,7 @@ def test_siblings_never_import_each_other(kind: str) -> None:
         "imagenet_names",
         "listed",
         "hub",
+        "streamed",
     }
     for name, other in IMPORTS:
         if name.startswith(f"{kind}.") and other.startswith(f"{kind}.") and other.split(".")[1] not in shared:

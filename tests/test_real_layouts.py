@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import CONF, configured
-from omegaconf import OmegaConf
+from layouts import configured
 from PIL import Image
 from small_world import SmallWorld
 
@@ -70,13 +69,14 @@ def test_real_captions_in_karpathys_and_cocos_layout_are_the_same(assets: Path, 
             assert np.array_equal(np.array(source[index].image), np.array(sample.image))
 
 
+@pytest.fixture
+def camvid(assets: Path) -> MaskFolder:
+    source: MaskFolder = configured("camvid", assets / "camvid", limit=5)
+    return source
+
+
 @pytest.mark.parametrize("name", ["ade20k", "voc2012"])
-def test_real_label_maps_in_ades_and_vocs_layout_are_the_same(name: str, assets: Path, tmp_path: Path) -> None:
-    settings = OmegaConf.to_container(OmegaConf.load(CONF / "camvid.yaml"), resolve=False)
-    camvid = MaskFolder(
-        root=str(assets / "camvid"), images="val", masks="valannot", mask_names=tuple(settings["mask_names"]),  # type: ignore[index,call-overload]
-        ignored=11, limit=5,
-    )  # fmt: skip
+def test_real_label_maps_in_ades_and_vocs_layout_are_the_same(name: str, camvid: MaskFolder, tmp_path: Path) -> None:
     source = configured(name, tmp_path, num_images=5)
     for folder in (source.images, source.masks):
         (tmp_path / folder).mkdir(parents=True)
@@ -93,4 +93,26 @@ def test_real_label_maps_in_ades_and_vocs_layout_are_the_same(name: str, assets:
     source.check()
     for index in range(5):
         assert np.array_equal(source[index].mask, camvid[index].mask)
+        assert len(np.unique(source[index].mask)) > 5
+
+
+def test_real_label_maps_in_cityscapes_layout_are_the_same(camvid: MaskFolder, tmp_path: Path) -> None:
+    label_ids = np.array([23, 11, 17, 7, 8, 21, 20, 13, 26, 24, 33] + [3] * 245)  # 3 does not count
+    train_ids = np.array([10, 2, 5, 0, 1, 8, 7, 4, 13, 11, 18] + [255] * 245)
+    source = configured("cityscapes", tmp_path, num_images=5)
+    for index in range(5):
+        sample = camvid[index]
+        assert sample.image is not None
+        assert sample.mask is not None
+        for folder, ending, image in (
+            (source.images, "leftImg8bit", sample.image),
+            (source.masks, "gtFine_labelIds", Image.fromarray(label_ids[sample.mask].astype(np.uint8))),
+        ):
+            (tmp_path / folder / "cambridge").mkdir(parents=True, exist_ok=True)
+            image.save(tmp_path / folder / "cambridge" / f"cambridge_000000_{index:06d}_{ending}.png")
+    source.check()
+    for index in range(5):
+        expected = camvid[index]
+        assert np.array_equal(source[index].mask, train_ids[expected.mask])
+        assert np.array_equal(np.array(source[index].image), np.array(expected.image))
         assert len(np.unique(source[index].mask)) > 5

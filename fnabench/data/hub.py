@@ -1,20 +1,24 @@
-"""Parquet files of a data set: a local folder, or a hub repository pinned to a revision; read with HF `datasets`."""
+"""Parquet files of a data set: a local folder, or a hub repository pinned to a revision; read with HF `datasets`, or
+streamed."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from math import inf
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 from PIL import Image, UnidentifiedImageError
 
+from fnabench.data.streamed import StreamedRows, read_metadata
 from fnabench.errors import BadInputError, MissingError
 from fnabench.hub_access import is_pin, newest_commit, quiet_hub
 
@@ -22,41 +26,78 @@ HASHED_BYTES = 65536
 """So much of the beginning and of the end of each file is hashed, with its size: parquet keeps its statistics there."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class HubFile:
+    """A file of a repository at a commit: what is read of it is fetched, and not kept on disk."""
+
+    repository: str
+    revision: str
+    files: str
+    """Pattern of the split's files."""
+    name: str
+
+    @contextmanager
+    def open(self, mode: str) -> Iterator[IO[bytes]]:
+        from huggingface_hub import HfFileSystem
+
+        path = _on_the_hub(self.repository, self.revision, str(PurePosixPath(self.files).with_name(self.name)))
+        with (
+            _asking(self.repository, self.revision, self.files, streaming=True),
+            HfFileSystem().open(path, mode, cache_type="none") as file,  # each read is one request
+        ):
+            yield file
+
+
 def find_parquet(
-    repository: str, revision: str | None, files: str, root: str | None, num_rows: int | None = None
-) -> list[Path]:
+    repository: str,
+    revision: str | None,
+    files: str,
+    root: str | None,
+    num_rows: int | None = None,
+    streaming: bool = False,
+) -> Sequence[Path | HubFile]:
     """The parquet files of a split by name: those in the folder `root`, or else of the hub repository.
 
     `files` is a pattern such as data/test-*.parquet. With `num_rows` only the first files that hold so many rows are
     found, and of a split in numbered parts no others are downloaded. The hub's cache is used where it has them;
-    HF_HUB_OFFLINE holds.
+    HF_HUB_OFFLINE holds. With `streaming` nothing is downloaded: the files stay where they are.
     """
+    found: Sequence[Path | HubFile]
     if root:
         folder = _folder_of(root)
         found = sorted(folder.glob(files)) or sorted(folder.glob(Path(files).name))
+    elif streaming:
+        found = _list_hub(repository, _pinned(repository, revision), files)
     else:
         found = _first_parts(repository, revision, files, num_rows) if num_rows else []
-        folder = found[0].parent if found else _download(repository, revision, files)
-        found = found or sorted(folder.glob(files))
+        found = found or sorted(_download(repository, revision, files).glob(files))
     if not found:
-        raise MissingError(f"{folder} holds no {files}; run: {_command(repository, revision, files)}")
+        raise MissingError(f"{root or repository} holds no {files}; run: {_command(repository, revision, files)}")
     totals = accumulate(map(_num_rows, found)) if num_rows else ()
     return found[: next((number for number, total in enumerate(totals, 1) if total >= (num_rows or 0)), len(found))]
 
 
-def read_parquet(paths: Sequence[Path], columns: Sequence[str]) -> Any:
-    """The rows as a datasets.Dataset with these columns, memory-mapped; images stay encoded."""
+def read_parquet(paths: Sequence[Path | HubFile], columns: Sequence[str], streaming: bool = False) -> Any:
+    """The rows as a datasets.Dataset with these columns, memory-mapped, or as StreamedRows; images stay encoded."""
     import datasets
 
-    rows = datasets.Dataset.from_parquet([str(path) for path in paths])
+    rows = StreamedRows(paths, columns) if streaming else datasets.Dataset.from_parquet([str(path) for path in paths])
     if lacking := set(columns) - set(rows.column_names):
         raise BadInputError(
             f"{paths[0]} lacks the column {' and '.join(sorted(lacking))}; it has {', '.join(rows.column_names)}"
         )
+    if isinstance(rows, StreamedRows):
+        return rows
     rows = rows.select_columns(list(columns))
     if "image" in columns and isinstance(rows.features["image"], datasets.Image):
         rows = rows.cast_column("image", datasets.Image(decode=False))
     return rows
+
+
+def has_image(rows: Any) -> list[bool]:
+    """Of each row of read_parquet whether it has an image; none is read where rows are streamed."""
+    images = rows.column("image.path") if isinstance(rows, StreamedRows) else rows.data.column("image")
+    return images.is_valid().to_pylist()  # type: ignore[no-any-return]
 
 
 def decode(image: dict[str, Any], where: str) -> Image.Image:
@@ -67,12 +108,13 @@ def decode(image: dict[str, Any], where: str) -> Image.Image:
         raise BadInputError(f"{where} has no readable image ({error})") from error
 
 
-def hash_parquet(paths: Sequence[Path]) -> str:
+def hash_parquet(paths: Sequence[Path | HubFile]) -> str:
     """A hash over names, sizes, beginnings and ends of the files."""
     hashed = hashlib.sha256()
     for path in paths:
-        size = path.stat().st_size
         with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
             hashed.update(f"{path.name}\0{size}\n".encode() + file.read(HASHED_BYTES))
             file.seek(max(0, size - HASHED_BYTES))
             hashed.update(file.read())
@@ -97,31 +139,59 @@ def _first_parts(repository: str, revision: str | None, files: str, num_rows: in
 
 
 def _download(repository: str, revision: str | None, files: str) -> Path:
-    if not is_pin(revision):
-        raise BadInputError(
-            f"data.revision={revision} pins nothing; give data.revision=<commit> or data.root=<folder of the parquet "
-            f"files>; {newest_commit(f'datasets/{repository}')}"
-        )
+    pin = _pinned(repository, revision)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    pinned = partial(snapshot_download, repository, repo_type="dataset", revision=revision, allow_patterns=[files])
-    try:
+    pinned = partial(snapshot_download, repository, repo_type="dataset", revision=pin, allow_patterns=[files])
+    with _asking(repository, pin, files):
         with suppress(LocalEntryNotFoundError):  # what is there needs no network
             folder = Path(pinned(local_files_only=True))
             if _is_whole(sorted(folder.glob(files)), files):
                 return folder
+        return Path(pinned())
+
+
+def _list_hub(repository: str, pin: str, files: str) -> list[HubFile]:
+    from huggingface_hub import HfFileSystem
+
+    with _asking(repository, pin, files, streaming=True):
+        paths = sorted(HfFileSystem().glob(_on_the_hub(repository, pin, files)))
+    return [HubFile(repository=repository, revision=pin, files=files, name=PurePosixPath(path).name) for path in paths]
+
+
+def _on_the_hub(repository: str, pin: str, path: str) -> str:
+    return f"datasets/{repository}@{pin}/{path}"
+
+
+def _pinned(repository: str, revision: str | None) -> str:
+    if revision is None or not is_pin(revision):
+        raise BadInputError(
+            f"data.revision={revision} pins nothing; give data.revision=<commit> or data.root=<folder of the parquet "
+            f"files>; {newest_commit(f'datasets/{repository}')}"
+        )
+    return revision
+
+
+@contextmanager
+def _asking(repository: str, pin: str, files: str, streaming: bool = False) -> Iterator[None]:
+    """The hub's errors, and those of the way to it, become lines that say what to do."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    failed = "cannot be streamed" if streaming else "is not in the local cache and cannot be downloaded"
+    instead = _command(repository, pin, files) + " and leave out data.streaming" * streaming
+    try:
         with quiet_hub():
-            return Path(pinned())
+            yield
     except GatedRepoError as error:
         raise MissingError(
             f"{repository} asks you to accept its terms at https://huggingface.co/datasets/{repository}; then run: "
-            f"hf auth login && {_command(repository, revision, files)}"
+            f"hf auth login{'' if streaming else f' && {_command(repository, pin, files)}'}"
         ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (OSError, *HfHubHTTPError.__bases__) as error:  # type: ignore[misc]  # of whichever library it stands on
         raise MissingError(
-            f"{files} of {repository} at revision {revision} is not in the local cache and cannot be downloaded "
-            f"({type(error).__name__}); where there is a network, run: {_command(repository, revision, files)}"
+            f"{files} of {repository} at revision {pin} {failed} ({type(error).__name__}); where there is a network, "
+            f"run: {instead}"
         ) from error
 
 
@@ -136,9 +206,7 @@ def _num_parts(paths: Sequence[Path]) -> float:
     return int(parts[1]) if parts else inf
 
 
-def _num_rows(path: Path) -> int:
-    from pyarrow.parquet import read_metadata
-
+def _num_rows(path: Path | HubFile) -> int:
     return int(read_metadata(path).num_rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from fnabench.data.base import NUM_ANNOTATORS, Question, Sample, Source
-from fnabench.data.hub import decode, find_parquet, hash_parquet, read_parquet
+from fnabench.data.hub import HubFile, decode, find_parquet, has_image, hash_parquet, read_parquet
 from fnabench.data.image_files import check_count, take
 from fnabench.identity import LOCATION
 
@@ -25,6 +26,8 @@ class HubChoices(Source):
     """Pattern of the split's files."""
     root: str | None = field(default=None, metadata=LOCATION)
     """A folder with those files, instead of the repository."""
+    streaming: bool = field(default=False, metadata=LOCATION)
+    """Whether rows are read where the files lie, each time anew, instead of downloading them."""
     num_images: int | None = None
     """How many rows have an image in the data set as it is known; any other number is refused."""
     limit: int | None = None
@@ -40,7 +43,7 @@ class HubChoices(Source):
         _ = self._rows  # reads the columns and counts the images, which is the check
 
     def fingerprint(self) -> str:
-        return hash_parquet(self._paths) + f"-{len(self)}"
+        return f"{self._hash}-{len(self)}"
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -59,18 +62,21 @@ class HubChoices(Source):
         return Sample(id=name, image=decode(row["image"], f"row {name} of {self.name}"), questions=(question,))
 
     @cached_property
-    def _paths(self) -> list[Path]:
-        return find_parquet(self.repository, self.revision, self.files, self.root)
+    def _hash(self) -> str:
+        return hash_parquet(self._paths)
+
+    @cached_property
+    def _paths(self) -> Sequence[Path | HubFile]:
+        return find_parquet(self.repository, self.revision, self.files, self.root, streaming=self.streaming)
 
     @cached_property
     def _all(self) -> Any:
-        return read_parquet(self._paths, ("image", "question", "choices", "answer", "hint", "subject"))
+        return read_parquet(self._paths, ("image", "question", "choices", "answer", "hint", "subject"), self.streaming)
 
     @cached_property
     def _with_image(self) -> list[int]:
         """The numbers of the rows with an image."""
-        has_image = self._all.data.column("image").is_valid().to_pylist()
-        numbers = [number for number, has in enumerate(has_image) if has]
+        numbers = [number for number, has in enumerate(has_image(self._all)) if has]
         check_count(self.name, "questions with an image", len(numbers), self.num_images)
         return numbers[: take(numbers, self.limit)]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fnabench.data.base import Sample, Source
-from fnabench.data.hub import decode, find_parquet, hash_parquet, read_parquet
+from fnabench.data.hub import HubFile, decode, find_parquet, hash_parquet, read_parquet
 from fnabench.data.image_files import check_count, take
 from fnabench.data.imagenet_names import imagenet_names
 from fnabench.errors import BadInputError
@@ -26,6 +27,8 @@ class HubLabels(Source):
     """Pattern of the split's files."""
     root: str | None = field(default=None, metadata=LOCATION)
     """A folder with those files, instead of the repository."""
+    streaming: bool = field(default=False, metadata=LOCATION)
+    """Whether rows are read where the files lie, each time anew, instead of downloading them."""
     num_classes: int = 1000
     num_images: int | None = None
     """How many images the data set is known to have; any other number is refused."""
@@ -50,7 +53,7 @@ class HubLabels(Source):
             )
 
     def fingerprint(self) -> str:
-        return hash_parquet(self._paths) + f"-{len(self)}"
+        return f"{self._hash}-{len(self)}"
 
     def largest_label(self) -> int:
         return self.num_classes - 1
@@ -63,12 +66,16 @@ class HubLabels(Source):
         return Sample(id=str(index), image=decode(row["image"], f"row {index} of {self.name}"), label=row["label"])
 
     @cached_property
-    def _paths(self) -> list[Path]:
-        return find_parquet(self.repository, self.revision, self.files, self.root, self.limit)
+    def _hash(self) -> str:
+        return hash_parquet(self._paths)
+
+    @cached_property
+    def _paths(self) -> Sequence[Path | HubFile]:
+        return find_parquet(self.repository, self.revision, self.files, self.root, self.limit, self.streaming)
 
     @cached_property
     def _rows(self) -> Any:
-        rows = read_parquet(self._paths, ("image", "label"))
+        rows = read_parquet(self._paths, ("image", "label"), self.streaming)
         if not self.limit:  # which need not see all
             check_count(self.name, "images", len(rows), self.num_images)
         return rows.select(range(take(rows, self.limit)))

@@ -1,4 +1,4 @@
-"""Two folders side by side: images, and label maps of the same name that hold a class for each pixel."""
+"""Two folders side by side: images, and label maps named after them that hold a class for each pixel."""
 
 from __future__ import annotations
 
@@ -23,15 +23,20 @@ class MaskFolder(Source):
     images: str
     """Folder of the images inside root."""
     masks: str
-    """Folder of the label maps inside root: PNG files of the images' names."""
+    """Folder of the label maps inside root: PNG files of the images' names, in the same folders inside it."""
     training_images: str | None = None
     """The training split's folders, which heads are fitted on."""
     training_masks: str | None = None
     listed_in: str | None = None
     """File inside root with the name of an image, without its suffix, in each line; None takes the whole folder."""
     training_listed_in: str | None = None
+    image_suffix: str = ""
+    """What the name of an image ends with, before its format, where that of its label map has mask_suffix instead."""
+    mask_suffix: str = ""
     mask_names: tuple[str, ...]  # type: ignore[misc]
     """Names of the classes 0, 1, ..."""
+    renumbered: tuple[int, ...] = ()
+    """What the values 0, 1, ... of the files become, and no others are allowed; empty leaves them as they are."""
     ignored: int = IGNORE_INDEX
     """The value in the label maps that does not count."""
     first_value: int = 0
@@ -61,9 +66,10 @@ class MaskFolder(Source):
                     )
 
     def fingerprint(self) -> str:
-        known = (self.ignored, self.first_value, *self.mask_names)
+        known = (self.ignored, self.first_value, *self.mask_names, *self.renumbered)
+        masks = [self._mask_of(file).relative_to(self._masks).as_posix() for file in self._files]
         images = hash_files(self._images, [(file, known) for file in self._files])
-        return images + hash_files(self._masks, [(self._mask_of(file).name, None) for file in self._files])
+        return images + hash_files(self._masks, [(mask, None) for mask in masks])
 
     def training_split(self) -> MaskFolder | None:
         if self.training_images is None or self.training_masks is None:
@@ -82,6 +88,12 @@ class MaskFolder(Source):
             values = np.array(labels)
         if values.ndim != 2:
             raise BadInputError(f"{self._mask_of(file)} is no label map: it has {values.ndim} dimensions, not 2")
+        if self.renumbered:
+            if (largest := values.max()) >= len(self.renumbered):
+                raise BadInputError(
+                    f"{self._mask_of(file)} has the value {largest}; allowed are 0..{len(self.renumbered) - 1}"
+                )
+            values = np.array(self.renumbered)[values]
         classes = values.astype(np.int64) - self.first_value
         mask = np.where(values == self.ignored, IGNORE_INDEX, classes).astype(np.uint8)
         return Sample(id=file, image=read_image(self._images / file), mask=mask)
@@ -95,12 +107,14 @@ class MaskFolder(Source):
         return Path(self.root) / self.masks
 
     def _mask_of(self, file: str) -> Path:
-        return self._masks / Path(file).with_suffix(".png")
+        name = Path(file).with_suffix("").as_posix().removesuffix(self.image_suffix)
+        return self._masks / f"{name}{self.mask_suffix}.png"
 
     @cached_property
     def _files(self) -> list[str]:
         existing_folder("data.root", self.root, self.obtain)
-        files = list_images(existing_folder("data.images", str(self._images)))
+        existing_folder("data.masks", str(self._masks), self.obtain)
+        files = list_images(existing_folder("data.images", str(self._images), self.obtain))
         if self.listed_in is not None:
             files = self._listed(files, Path(self.root) / self.listed_in)
         check_count(self.name, "images", len(files), self.num_images)
