@@ -7,10 +7,12 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -98,6 +100,20 @@ def _run(cfg: DictConfig) -> None:
             f"probe.batch_size={experiment.probe.batch_size}; "
             f"recorded in {outcome.folder}; choose smaller ones, a smaller model.image_size or another device"
         )
+
+
+class TellEnd(Callback):  # type: ignore[misc]
+    """Where to look, after a sweep whose jobs printed into files."""
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Called by Hydra, unless the sweep has failed."""
+        if config.hydra.launcher._target_.endswith("SlurmLauncher"):
+            print(
+                f"fnabench: every job has its record in {config.results_dir}, what they printed is in "
+                f"{config.hydra.sweep.dir}/slurm; all in one table: python -m fnabench leaderboard "
+                f"{config.results_dir}",
+                file=sys.stderr,
+            )
 
 
 def _tell(error: Exception) -> int:
