@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from builders import attention_inputs, timm_model
+from small_world import SmallWorld
 from torch import Tensor
 
 from fnabench.attention import fna_refined, fused
@@ -95,7 +98,7 @@ def test_settings_that_the_kernels_do_not_know_run_in_plain_pytorch(options: dic
     assert not proofs
 
 
-@pytest.mark.parametrize("limit", ["head_dim", "cells", "dtype", "types", "patches", "gradient"])
+@pytest.mark.parametrize("limit", ["head_dim", "cells", "dtype", "types", "patches", "heads", "gradient"])
 def test_beyond_the_limits_it_runs_in_plain_pytorch(limit: str, proofs, monkeypatch: pytest.MonkeyPatch) -> None:
     given, variant = inputs(), AUTO
     if limit == "head_dim":
@@ -108,6 +111,8 @@ def test_beyond_the_limits_it_runs_in_plain_pytorch(limit: str, proofs, monkeypa
     elif limit == "types":
         assert not AUTO.is_fused(replace(given, q=given.q.bfloat16()))
         return
+    elif limit == "heads":
+        monkeypatch.setattr("fnabench.kernels.limits.MOST_HEADS", 3)
     elif limit == "patches":
         monkeypatch.setattr("fnabench.kernels.limits.MOST_PATCHES", 38)
         assert replace(AUTO, method="grid").is_fused(given), "no kernel samples there"
@@ -334,3 +339,21 @@ def test_the_layers_tell_which_of_them_kernels_computed(proofs) -> None:
         assert layers.fused == expected
     assert torch.equal(outputs[None], outputs[True])
     torch.testing.assert_close(outputs[None], outputs[False], atol=1e-3, rtol=1e-3)
+
+
+def test_a_record_and_its_table_name_the_blocks_that_kernels_computed(
+    proofs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = SmallWorld(tmp_path, monkeypatch, capsys)
+    for fused_option, by in (("null", "..5, all of them by fused kernels)"), ("false", "..5)")):
+        settings = ("attention.num_landmarks=5", f"attention.fused={fused_option}", "layers=[4,5]", "format=json")
+        code, out, err = world.run(*settings, attention="fna_refined")
+        assert code == 0, err
+        assert by in " ".join(err.split())
+        summary = json.loads(out)
+        kept = json.loads((world.folder / summary["record"] / "record.json").read_text())
+        assert kept["fused_layers"] == summary["fused_layers"] == ([4, 5] if fused_option == "null" else [])
+    line = world.refused(
+        "attention.num_landmarks=5", "attention.cells=false", "attention.fused=true", attention="fna_refined"
+    )
+    assert "fused=true needs cells=true" in line

@@ -23,7 +23,7 @@ from fnabench.attention.refined import KeysOf, refined_attention
 from fnabench.attention.selection import Selection, one_head_each
 from fnabench.errors import BadInputError, ImpossibleError, one_of
 from fnabench.kernels.farthest_points import Sampled, sample_farthest_points
-from fnabench.kernels.limits import is_supported, require_attention, require_one_type, require_sampling
+from fnabench.kernels.limits import is_supported, require_attention, require_sampling, require_tensors
 from fnabench.kernels.refined_attention import refined_attention as fused_attention
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class FnaRefined(Attention):
         if torch.is_grad_enabled() and any(each.requires_grad for each in (q, k, v)):
             return False  # they have no backward
         try:
-            require_one_type(q, k, v)
+            require_tensors(q, k, v)
             self._require_kernels(q.dtype, q.shape[2], q.shape[3], inputs.num_prefix)
         except ImpossibleError:
             return False

@@ -67,7 +67,8 @@ def attend_proven(
 ) -> Float[Tensor, "B H N D"]:
     """kernels.refined_attention. It is compared image by image, which needs little memory, with the plain form in
     float64, to which neither autocast nor TF32 applies."""
-    kind = ("attention", q.device, q.dtype, *q.shape[2:], index.shape[1], allowed is None, num_cells)
+    strides = q.stride(), k.stride(), v.stride()  # of which Triton compiles some in
+    kind = ("attention", q.device, q.dtype, *q.shape[2:], *strides, index.shape[1], allowed is None, num_cells)
 
     def compare(output: Tensor) -> Finding:
         ours, limits = [], []

@@ -18,6 +18,8 @@ MOST_CELLS = 128
 MOST_HEAD_DIM = 128
 MOST_PATCHES = 16384
 """Patches an image: the sampling keeps a distance of each in the registers of one program."""
+MOST_HEADS = 65535
+"""Of a whole batch: what the second dimension of a CUDA grid can be."""
 LEAST_CAPABILITY = (8, 0)
 """Of a CUDA device: what Triton supports."""
 
@@ -80,7 +82,12 @@ def require_attention(dtype: torch.dtype | None, head_dim: int, num_landmarks: i
         )
 
 
-def require_one_type(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """ImpossibleError where queries, keys and values are not of one type."""
+def require_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """ImpossibleError where queries, keys and values are not of one type, or too many for one launch."""
     if not q.dtype == k.dtype == v.dtype:
         raise ImpossibleError(f"the fused kernels take q, k and v of one type, not {q.dtype}, {k.dtype}, {v.dtype}")
+    if q.shape[0] * q.shape[1] > MOST_HEADS:
+        raise ImpossibleError(
+            f"the fused kernels take batches of at most {MOST_HEADS} heads, not {q.shape[0]} images of {q.shape[1]}; "
+            "use a smaller batch or the plain form"
+        )
