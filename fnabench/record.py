@@ -46,6 +46,8 @@ class Record:
     """The resolved configuration."""
     layers: tuple[int, ...]
     """Blocks whose attention was replaced."""
+    fused_layers: tuple[int, ...] = ()
+    """Those of them that fused kernels computed when the scores were taken; the others ran in plain PyTorch."""
     num_layers: int
     num_tokens: int
     image_size: tuple[int, int]

@@ -43,6 +43,7 @@ def to_json(outcome: Outcome) -> str:
         "exact_peak_mib": cost and cost.exact_memory and cost.exact_memory.peak_mib,
         "macs": cost and cost.macs,
         "exact_macs": cost and cost.exact_macs,
+        "fused_layers": record.fused_layers,
         "num_samples": record.num_samples,
         "num_tokens": record.num_tokens,
         "choice": record.identity.get("choice"),
@@ -153,7 +154,9 @@ def _layers(record: Record) -> str:
     first, last = record.layers[0], record.layers[-1]
     whole = len(record.layers) == last - first + 1
     blocks = f"{first}..{last}" if whole else ", ".join(map(str, record.layers))
-    return f"{len(record.layers)} of {record.num_layers} blocks ({blocks})"
+    number = len(record.fused_layers)
+    by = f", {'all' if number == len(record.layers) else number} of them by fused kernels" if number else ""
+    return f"{len(record.layers)} of {record.num_layers} blocks ({blocks}{by})"
 
 
 def _foot(outcome: Outcome) -> str:

@@ -77,6 +77,7 @@ def _obtain(
         scores: Scores | None = None
         measurement: Measurement | None = None
         calibration: dict[str, Any] | None = None
+        fused_layers: tuple[int, ...] = ()
         status = "complete"
         try:
             fitted = fit(experiment, store, backbone)
@@ -86,12 +87,13 @@ def _obtain(
             calibrated = prepare(experiment, backbone)
             attention, calibration = calibrated.attention, calibrated.found or None
             scores = evaluate(experiment, attention, backbone(), fitted.state if fitted else {})
+            fused_layers = backbone().layers.fused
             measurement = probe(experiment, attention, backbone()) if experiment.probe.num_rounds else None
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             status = "out of memory"
-        record = _record(experiment, exact, store, scores, measurement, status, fitted, calibration)
+        record = _record(experiment, exact, store, scores, measurement, status, fitted, calibration, fused_layers)
         timings = {"end to end": measurement.end_to_end, "attention": measurement.attention} if measurement else {}
         return store.save(record, scores, timings), True
 
@@ -221,6 +223,7 @@ def _record(
     status: str,
     fitted: Fitted | None,
     calibration: dict[str, Any] | None,
+    fused_layers: tuple[int, ...],
 ) -> Record:
     comparisons = {}
     if exact is not None and scores is not None:
@@ -241,6 +244,7 @@ def _record(
         identity=experiment.identity,
         config=experiment.config,
         layers=tuple(experiment.layer_indices),
+        fused_layers=fused_layers,
         num_layers=len(blueprint.shapes),
         num_tokens=blueprint.shapes[0].num_tokens,
         image_size=blueprint.image_size,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fnabench.bench.gpu import Case, compare_forms, launches, profile_kernels
-from fnabench.bench.report import write
+from fnabench.bench.report import Table, write
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -28,7 +28,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encount
 @torch.inference_mode()
 def test_exact_attention_is_timed_beside_every_other_form(tmp_path) -> None:
     rows = list(compare_forms(SMALL, num_rounds=1))
-    assert {row.arm for row in rows} >= {"fna", "plain", "fused", "variant", "variant, selection alone"}
+    assert {row.arm for row in rows} >= {
+        "fna",
+        "plain",
+        "fused",
+        "variant",
+        "variant, not fused",
+        "variant, selection alone",
+    }
     assert all(row.arm_ms > 0 and row.ratio.value > 0 for row in rows)
     table = write(tmp_path, "gpu", "Kernels", rows, DEVICE, notes={"tests": "all passed"}).read_text()
     assert "* tests: all passed" in table
@@ -43,6 +50,14 @@ def test_the_profile_says_how_far_the_kernels_are_from_the_plain_form() -> None:
     assert set(notes) == {
         "N=20, selection", "N=20, the variant's selection", "N=20, a layer", "N=20, fused against plain",
     }  # fmt: skip
+
+
+def test_a_report_without_rows_has_single_blank_lines(tmp_path) -> None:
+    table = Table(title="Numbers", columns=("a", "b"), lines=[(1, 2.5)])
+    for tables, notes in (((table,), None), ((), {"tests": "all passed"}), ((table, table), {"tests": "all passed"})):
+        text = write(tmp_path, "gpu", "Kernels", [], DEVICE, tables=tables, notes=notes).read_text()
+        assert "\n\n\n" not in text
+        assert text.count("\n\n") == 1 + 2 * len(tables) + (notes is not None)
 
 
 def test_launches_are_counted_on_the_gpu_alone() -> None:

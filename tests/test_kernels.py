@@ -22,6 +22,7 @@ from fnabench.bench.sinks import plant
 from fnabench.errors import BadInputError, ImpossibleError
 from fnabench.kernels import reference
 from fnabench.kernels.farthest_points import sample_farthest_points
+from fnabench.kernels.proof import BOUND
 from fnabench.kernels.refined_attention import refined_attention
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -212,10 +213,6 @@ def arguments(
     return Arguments(
         q=q, k=k, v=v, landmark_index=index, cell_of=cell_of, scale=width**-0.5, allowed=allowed, num_cells=cells
     )
-
-
-BOUND = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
-"""On the relative error: what rounding the operands to the type costs, several times over."""
 
 
 class TestRefinedAttention:

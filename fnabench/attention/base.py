@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from fnabench.attention.layers import AttentionLayer
 
+FUSED = "fused"
+"""Under this name in the memo a core says that fused kernels have computed its output."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionInputs:

@@ -12,25 +12,23 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.functional import pad, scaled_dot_product_attention
 
-from fnabench.attention.base import Attention, AttentionInputs, AttentionShape
+from fnabench.attention.base import FUSED, Attention, AttentionInputs, AttentionShape
 from fnabench.attention.causal import attend_causally, macs_of_causal
-from fnabench.attention.cells import Cells, gather_cells, nearest_landmark
-from fnabench.attention.inverse import INVERSES, effective_values, macs_of_inverse, shrunken_ridge
+from fnabench.attention.cells import gather_cells, nearest_landmark
+from fnabench.attention.fused import attend_proven, sample_proven
+from fnabench.attention.inverse import INVERSES, macs_of_inverse
 from fnabench.attention.landmarks import Landmarks
+from fnabench.attention.refined import KeysOf, refined_attention
 from fnabench.attention.selection import Selection, one_head_each
 from fnabench.errors import BadInputError, ImpossibleError, one_of
 from fnabench.kernels.farthest_points import Sampled, sample_farthest_points
-from fnabench.kernels.limits import require_attention, require_sampling
+from fnabench.kernels.limits import is_supported, require_attention, require_sampling, require_tensors
 from fnabench.kernels.refined_attention import refined_attention as fused_attention
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
-
-KeysOf = Cells | Landmarks
-"""What the M keys stand for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +79,11 @@ class FnaRefined(Attention):
     """Keys are cell means with their mass, and the cell means of v are the prior of V'; else single tokens, prior 0."""
     over: int = 1
     """Query landmarks a cell: the first M of over * M landmarks own the cells, all have exact outputs."""
-    fused: bool = False
+    fused: bool | None = None
     """On a GPU: the whole formula in three Triton launches, and farthest points and cells in one for the whole batch.
-    What they cannot do is refused; another `method` chooses its landmarks as the plain form does."""
+    None takes these kernels wherever they apply and no gradient is asked for, once they have proven themselves there
+    against the plain form; True demands them, unproven, and what they cannot do is refused; False forbids them.
+    Another `method` chooses its landmarks as the plain form does."""
 
     def __post_init__(self) -> None:
         Selection.of(self, self.num_landmarks)  # which refuses what it does not know
@@ -95,9 +95,10 @@ class FnaRefined(Attention):
             raise BadInputError(f"inverse=newton_schulz needs a square system, not over={self.over}; use inverse=ridge")
         if self.shrink and not (self.cells and self.inverse == "ridge"):
             raise BadInputError("shrink=true needs cells=true and inverse=ridge; use shrink=false")
-        if self.fused and (self.shrink or not (self.cells and self.scatter and self.inverse == "ridge")):
+        if self.fused and not self._suits_kernels:
             raise BadInputError(
-                "fused=true needs cells=true, scatter=true and inverse=ridge, and shrink=false; use fused=false"
+                "fused=true needs cells=true, scatter=true, inverse=ridge, shrink=false and ridge above 0; "
+                "use fused=null or fused=false"
             )
 
     def check(self, shape: AttentionShape) -> None:
@@ -107,31 +108,21 @@ class FnaRefined(Attention):
                 f"attention.over={self.over} with num_landmarks={self.num_landmarks} asks for more landmarks than the "
                 f"{shape.num_tokens} tokens; choose num_landmarks up to {shape.num_tokens // self.over}"
             )
-        if self.fused and not shape.is_causal:
-            rows, num_alone = self.over * self.num_landmarks, shape.num_prefix + self.num_sinks
-            require_attention(None, shape.head_dim, rows, self.num_landmarks)
-            if self.method == "fps":
-                require_sampling(shape.num_tokens, rows, self.num_landmarks, shape.num_prefix, num_alone)
+        if self.fused:
+            if shape.is_causal:
+                raise _no_causal_kernels()
+            self._require_kernels(None, shape.num_tokens, shape.head_dim, shape.num_prefix)
 
     def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]:
         if self.per_head:
             return replace(self, per_head=False)(one_head_each(inputs)).view(inputs.q.shape)
         if inputs.is_causal:
+            if self.fused:
+                raise _no_causal_kernels()
             return attend_causally(inputs, Selection.of(self, self.num_landmarks))
         allowed = inputs.key_mask()
-        if self.fused:
-            sampled = self.sample(inputs, allowed)
-            return fused_attention(
-                inputs.q,
-                inputs.k,
-                inputs.v,
-                sampled.index,
-                sampled.cell_of,
-                inputs.scale,
-                self.ridge,
-                allowed,
-                self.num_landmarks,
-            )
+        if self.is_fused(inputs):
+            return self._attend_fused(inputs, allowed)
         landmarks, keys_of = self.choose(inputs, allowed)
         return refined_attention(
             inputs.q,
@@ -147,6 +138,20 @@ class FnaRefined(Attention):
             shrink=self.shrink,
             allowed=allowed,
         )
+
+    def is_fused(self, inputs: AttentionInputs) -> bool:
+        """Whether the kernels are to compute this: as `fused` says, and where it leaves that open, if they can."""
+        q, k, v = inputs.q, inputs.k, inputs.v
+        if self.fused is not None or not (self._suits_kernels and is_supported(q.device)):
+            return bool(self.fused)
+        if torch.is_grad_enabled() and any(each.requires_grad for each in (q, k, v)):
+            return False  # they have no backward
+        try:
+            require_tensors(q, k, v)
+            self._require_kernels(q.dtype, q.shape[2], q.shape[3], inputs.num_prefix)
+        except ImpossibleError:
+            return False
+        return True
 
     def choose(self, inputs: AttentionInputs, allowed: Bool[Tensor, "B N"] | None) -> tuple[Landmarks, KeysOf]:
         """The query landmarks, and what the keys stand for; chosen now, or by an earlier layer of this forward."""
@@ -170,26 +175,49 @@ class FnaRefined(Attention):
 
     def sample(self, inputs: AttentionInputs, allowed: Bool[Tensor, "B N"] | None) -> Sampled:
         """As `choose`, for the kernels: the query landmarks, and the cell of each token."""
-        if "sampled" in inputs.memo and self.resample == "forward":
-            kept: Sampled = inputs.memo["sampled"]
-            return kept
-        selection = Selection.of(self, self.over * self.num_landmarks)
-        features = selection.points(inputs)
-        if self.method == "fps":
-            sampled = sample_farthest_points(
-                features,
-                selection.num_landmarks,
-                inputs.num_prefix,
-                allowed,
-                self.num_landmarks,
-                selection.sinks(inputs, allowed),
-            )
-        else:
-            landmarks = selection.choose(inputs, features, allowed)
-            own, num_alone = landmarks.first(self.num_landmarks), inputs.num_prefix + self.num_sinks
-            sampled = Sampled(index=landmarks.index, cell_of=nearest_landmark(features, own, num_alone))
-        inputs.memo["sampled"] = sampled
+        memo = inputs.memo
+        if "sampled" not in memo or self.resample == "layer":
+            if self.method == "fps":
+                selection = Selection.of(self, self.over * self.num_landmarks)
+                memo["sampled"] = (sample_farthest_points if self.fused else sample_proven)(
+                    selection.points(inputs),
+                    selection.num_landmarks,
+                    inputs.num_prefix,
+                    allowed,
+                    self.num_landmarks,
+                    selection.sinks(inputs, allowed),
+                )
+            else:
+                landmarks, _ = self.choose(inputs, allowed)
+                memo["sampled"] = Sampled(index=landmarks.index, cell_of=memo["nearest"])
+        sampled: Sampled = memo["sampled"]
         return sampled
+
+    def _attend_fused(self, inputs: AttentionInputs, allowed: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B H N D"]:
+        sampled = self.sample(inputs, allowed)
+        output = (fused_attention if self.fused else attend_proven)(
+            inputs.q,
+            inputs.k,
+            inputs.v,
+            sampled.index,
+            sampled.cell_of,
+            inputs.scale,
+            self.ridge,
+            allowed,
+            self.num_landmarks,
+        )
+        inputs.memo[FUSED] = True
+        return output
+
+    @property
+    def _suits_kernels(self) -> bool:
+        return self.cells and self.scatter and self.inverse == "ridge" and not self.shrink and self.ridge > 0
+
+    def _require_kernels(self, dtype: torch.dtype | None, num_tokens: int, head_dim: int, num_prefix: int) -> None:
+        rows = self.over * self.num_landmarks
+        require_attention(dtype, head_dim, rows, self.num_landmarks)
+        if self.method == "fps":
+            require_sampling(num_tokens, rows, self.num_landmarks, num_prefix, num_prefix + self.num_sinks)
 
     def macs(self, shape: AttentionShape, num_layers: int) -> int:
         if self.per_head:
@@ -205,63 +233,8 @@ class FnaRefined(Attention):
         return num_layers * shape.num_heads * head + num_selections * selection
 
 
-def refined_attention(
-    q: Float[Tensor, "B H N D"],
-    k: Float[Tensor, "B H N D"],
-    v: Float[Tensor, "B H N D"],
-    landmarks: Landmarks,
-    keys_of: KeysOf,
-    scale: float,
-    *,
-    scatter: bool = True,
-    inverse: str = "ridge",
-    num_iterations: int = 6,
-    ridge: float = 1e-3,
-    shrink: bool = False,
-    allowed: Bool[Tensor, "B N"] | None = None,
-) -> Float[Tensor, "B H N D"]:
-    """The formula of FnaRefined for query landmarks, and for keys that stand for cells or for single landmarks.
-
-    Tokens that are not `allowed` are keys of nothing. Softmax and solve of the landmark system are fp32.
-    """
-    q_l = landmarks.gather(q)  # [B, H, L, D]
-    u = scaled_dot_product_attention(q_l, k, v, attn_mask=_per_key(allowed), scale=scale)
-    bias: Tensor | None
-    if isinstance(keys_of, Cells):
-        keys, prior = keys_of.mean(k).to(k.dtype), keys_of.mean(v)  # [B, H, M, D]
-        bias = _per_key(keys_of.size.log().to(q.dtype))  # an empty cell has no mass
-    else:
-        keys, prior = keys_of.gather(k), None
-        bias = _per_key(keys_of.valid)
-    a = _softmax(scale * q_l.float() @ keys.float().mT, bias)  # [B, H, L, M]
-    if landmarks.valid is not None:
-        a = a * landmarks.valid[:, None, :, None]  # the output of a masked token is no equation
-    unexplained = u.float() if prior is None else u.float() - a @ prior
-    if shrink and isinstance(keys_of, Cells):
-        # A landmark stands for the tokens of its cell; one without a cell for itself.
-        weight = pad(keys_of.size, (0, a.shape[-2] - a.shape[-1]), value=1)[:, None].float()
-        values = shrunken_ridge(a, unexplained, ridge, weight)
-    else:
-        values = effective_values(a, unexplained, inverse, num_iterations, ridge)
-    values = _round(values if prior is None else prior + values, v.dtype)
-    output = scaled_dot_product_attention(q, keys, values, attn_mask=bias, scale=scale)
-    return landmarks.scatter(output, u) if scatter else output
-
-
-def _per_key(each: Tensor | None) -> Tensor | None:
-    return None if each is None else each[:, None, None, :]
-
-
-def _softmax(logits: Float[Tensor, "B H L M"], bias: Tensor | None) -> Float[Tensor, "B H L M"]:
-    """With a bias as scaled_dot_product_attention takes it: booleans, or numbers that are added."""
-    if bias is None:
-        return logits.softmax(-1)
-    if bias.dtype == torch.bool:
-        return logits.masked_fill(~bias, -torch.inf).softmax(-1)
-    return (logits + bias.float()).softmax(-1)
-
-
-def _round(values: Float[Tensor, "B H M D"], dtype: torch.dtype) -> Float[Tensor, "B H M D"]:
-    """To the dtype of v; what fp16 cannot hold becomes its largest number, not infinity."""
-    largest = torch.finfo(dtype).max
-    return values.clamp(-largest, largest).to(dtype) if dtype == torch.float16 else values.to(dtype)
+def _no_causal_kernels() -> ImpossibleError:
+    return ImpossibleError(
+        "attention.fused=true cannot be had in causal layers, such as a decoder's, which have no kernels; use "
+        "attention.fused=null, which takes kernels where they apply, or attention.fused=false"
+    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from torch import nn
 
-from fnabench.attention.base import Attention, AttentionInputs, AttentionShape
+from fnabench.attention.base import FUSED, Attention, AttentionInputs, AttentionShape
 from fnabench.errors import BadInputError, ImpossibleError
 
 if TYPE_CHECKING:
@@ -39,15 +39,18 @@ class ForwardState:
     """Tokens that a variant has put after the model's own prefix."""
     handles: list[Any] = field(default_factory=list)
     """Of the hooks by which a variant acts on the model beside its layers."""
+    fused: set[int] = field(default_factory=set)
+    """Indices of the layers that fused kernels have computed since the variant was attached."""
 
     paused: bool = False
     """Whether those hooks let the model run as it is."""
 
     def release(self) -> None:
-        """Let go of all that a variant does beside its layers."""
+        """Let go of all that a variant does beside its layers, and forget how it ran."""
         while self.handles:
             self.handles.pop().remove()
         self.num_registers = 0
+        self.fused.clear()
 
 
 class AttentionLayer(ABC):
@@ -108,6 +111,8 @@ class AttentionLayer(ABC):
         except BaseException:
             self.state.memo.clear()
             raise
+        if self.state.memo.pop(FUSED, False):
+            self.state.fused.add(self.index)
         if self.index == max(self.state.attached):
             self.state.memo.clear()
         return output
@@ -174,6 +179,11 @@ class LayerStack(Sequence[AttentionLayer]):
     def depths(self) -> tuple[int, ...]:
         """Number of layers of each tower: layers that share a forward share their state."""
         return tuple(Counter(id(layer.state) for layer in self).values())
+
+    @property
+    def fused(self) -> tuple[int, ...]:
+        """The blocks that fused kernels have computed since a variant was attached."""
+        return tuple(layer.index for layer in self if layer.index in layer.state.fused)
 
     def tell(self, ids: Sequence[str]) -> None:
         """Say which images the next forwards run on."""

@@ -3,7 +3,7 @@
 Timed: the attention of 12 layers side by side in one process, landmark selection included, once a forward; exact
 attention on its fastest backend, FNA as published, refined FNA in plain PyTorch, and the kernels, launched one by one
 and as one CUDA graph, on landmarks by the head mean of q; the plain form is given the cells. Besides them the variant:
-attention=fna_refined fused=true with its default settings, sinks and a sketch of the block's input.
+attention=fna_refined with its default settings, sinks and a sketch of the block's input, fused=true and fused=false.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def compare_forms(case: Case, num_rounds: int) -> Iterator[Row]:
         "plain": partial(_plain, inputs, case, sampled),
         "fused": partial(_fused, inputs, case),
         "fused, selection alone": partial(_sample, inputs, case),
-        "variant": partial(_variant, inputs, case),
+        "variant": partial(_variant, inputs, case, fused=True),
+        "variant, not fused": partial(_variant, inputs, case, fused=False),
         "variant, selection alone": partial(_select, inputs, case),
     }
     if case.device.type == "cuda":
@@ -124,6 +125,7 @@ def compare_forms(case: Case, num_rounds: int) -> Iterator[Row]:
             goal = f"at least {GOALS[case.num_tokens]}" if fused else ""
             yield compare_arms(what, timings, "exact", arm, goal)
     yield compare_arms(what, timings, "plain", "fused")
+    yield compare_arms(what, timings, "variant, not fused", "variant")
 
 
 def profile_kernels(case: Case) -> dict[str, str]:
@@ -212,9 +214,9 @@ def _fused(inputs: AttentionInputs, case: Case) -> None:
     _layers(case, partial(_attend, inputs, _sample(inputs, case)))()
 
 
-def _variant(inputs: AttentionInputs, case: Case) -> None:
+def _variant(inputs: AttentionInputs, case: Case, fused: bool) -> None:
     inputs.memo.clear()
-    _layers(case, partial(FnaRefined(num_landmarks=case.num_landmarks, fused=True), inputs))()
+    _layers(case, partial(FnaRefined(num_landmarks=case.num_landmarks, fused=fused), inputs))()
 
 
 def _select(inputs: AttentionInputs, case: Case) -> Sampled:

@@ -79,9 +79,9 @@ def write(
     gpu = environment.gpu
     machine = f"{gpu.name if gpu else environment.cpu}, {environment.num_threads} threads"
     libraries = ", ".join(f"{library} {version}" for library, version in environment.libraries.items())
-    lines = [f"# {title}", "", f"{machine}; Python {environment.python}, {libraries}.", ""]
+    lines = [f"# {title}", "", f"{machine}; Python {environment.python}, {libraries}."]
     if rows:
-        lines += ["| what | baseline | ms | compared | ms | baseline / compared [95 %] | goal |"]
+        lines += ["", "| what | baseline | ms | compared | ms | baseline / compared [95 %] | goal |"]
         lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     for row in rows:
         ours, theirs = f"{row.arm_ms:.2f}", f"{row.baseline_ms:.2f}"

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 
 from fnabench.errors import ImpossibleError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_CELLS = 128
 """The solve keeps a square matrix of that size in the registers of one program."""
 MOST_HEAD_DIM = 128
 MOST_PATCHES = 16384
 """Patches an image: the sampling keeps a distance of each in the registers of one program."""
+MOST_HEADS = 65535
+"""Of a whole batch: what the second dimension of a CUDA grid can be."""
+LEAST_CAPABILITY = (8, 0)
+"""Of a CUDA device: what Triton supports."""
+
+
+@cache
+def is_supported(device: torch.device) -> bool:
+    """Whether the kernels are meant for this device, and Triton is there to compile them."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
 
 
 def require_triton(device: torch.device) -> None:
@@ -62,4 +79,15 @@ def require_attention(dtype: torch.dtype | None, head_dim: int, num_landmarks: i
         raise ImpossibleError(
             f"the fused kernels take 1..{most} cells of heads of {heads}, and no more cells than landmarks, not "
             f"{num_cells} cells and {num_landmarks} landmarks; use the plain form"
+        )
+
+
+def require_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """ImpossibleError where queries, keys and values are not of one type, or too many for one launch."""
+    if not q.dtype == k.dtype == v.dtype:
+        raise ImpossibleError(f"the fused kernels take q, k and v of one type, not {q.dtype}, {k.dtype}, {v.dtype}")
+    if q.shape[0] * q.shape[1] > MOST_HEADS:
+        raise ImpossibleError(
+            f"the fused kernels take batches of at most {MOST_HEADS} heads, not {q.shape[0]} images of {q.shape[1]}; "
+            "use a smaller batch or the plain form"
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fnabench.errors import ImpossibleError
-from fnabench.kernels.limits import require_attention, require_triton
+from fnabench.kernels.limits import require_attention, require_tensors, require_triton
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -44,8 +44,7 @@ def refined_attention(
     num_landmarks = landmark_index.shape[-1]
     num_cells = num_landmarks if num_cells is None else num_cells
     require_attention(q.dtype, q.shape[-1], num_landmarks, num_cells)
-    if not q.dtype == k.dtype == v.dtype:
-        raise ImpossibleError(f"the fused kernels take q, k and v of one type, not {q.dtype}, {k.dtype}, {v.dtype}")
+    require_tensors(q, k, v)
     if ridge <= 0:
         raise ImpossibleError(f"the fused kernels need a positive ridge, not {ridge}; use the plain form")
     output: Tensor = _attend(q, k, v, landmark_index, cell_of, scale, ridge, allowed, num_cells)
