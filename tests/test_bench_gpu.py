@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from on_kernels import DEVICE, NEEDS_KERNELS, UNREAD_PADDING
 
 from fnabench.bench.gpu import Case, compare_forms, launches, profile_kernels
 from fnabench.bench.report import Table, write
 
-pytest.importorskip("triton", reason="triton is not installed")
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SMALL = Case(
     num_tokens=20, batch=1, num_heads=1, head_dim=16, num_landmarks=5, num_layers=1, dtype=torch.float32, device=DEVICE
 )
-needs_interpreter = pytest.mark.skipif(
-    DEVICE.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1", reason="no CUDA device, no interpreter"
-)
-pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+pytestmark = UNREAD_PADDING
 
 
-@needs_interpreter
+@NEEDS_KERNELS
 @torch.inference_mode()
 def test_exact_attention_is_timed_beside_every_other_form(tmp_path) -> None:
     rows = list(compare_forms(SMALL, num_rounds=1))
@@ -42,7 +36,7 @@ def test_exact_attention_is_timed_beside_every_other_form(tmp_path) -> None:
     assert "| plain |" in table
 
 
-@needs_interpreter
+@NEEDS_KERNELS
 @torch.inference_mode()
 def test_the_profile_says_how_far_the_kernels_are_from_the_plain_form() -> None:
     notes = profile_kernels(SMALL)

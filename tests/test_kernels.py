@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from builders import attention_inputs
+from on_kernels import DEVICE, NEEDS_KERNELS, UNREAD_PADDING
 from torch import Tensor
 
 from fnabench.attention.base import AttentionShape
@@ -25,15 +26,7 @@ from fnabench.kernels.farthest_points import sample_farthest_points
 from fnabench.kernels.proof import BOUND
 from fnabench.kernels.refined_attention import refined_attention
 
-pytest.importorskip("triton", reason="triton is not installed")
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-pytestmark = [
-    pytest.mark.skipif(
-        DEVICE.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1", reason="no CUDA device, no interpreter"
-    ),
-    pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning"),  # padding is not read
-]
+pytestmark = [NEEDS_KERNELS, UNREAD_PADDING]
 
 
 def features(batch: int = 3, tokens: int = 40, width: int = 3, seed: int = 0) -> Tensor:

@@ -37,7 +37,8 @@ from fnabench.timing import Arm, interleave
 GOALS = {1025: 4, 2305: 9, 4097: 16, 9217: 35}
 """Tokens, and how many times faster than exact attention the kernels are meant to be."""
 RIDGE = 1e-3
-TESTS = Path(__file__).resolve().parents[2] / "tests" / "test_kernels.py"
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ("tests/test_kernels.py", "tests/test_fused.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +92,8 @@ def main() -> int:
 def run_tests() -> str | None:
     """The last line of the kernels' tests on this device; None where one fails."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS)]
-    done = subprocess.run(command, cwd=TESTS.parents[1], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr, file=sys.stderr)
     return done.stdout.strip().splitlines()[-1] if done.returncode == 0 else None
 
