@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from multiprocessing import Pipe
 
 import pytest
 import torch
 
+from fnabench import memory
 from fnabench.errors import BadInputError
 from fnabench.memory import MIB, peak_memory
 
@@ -25,6 +27,11 @@ def allocate_and_keep(mebibytes: int, kept: int) -> None:
     allocate(mebibytes)
     if not KEPT:
         KEPT.append(torch.ones(kept * MIB // 4))
+
+
+def allocate_more_at_first(mebibytes: int) -> None:
+    KEPT.append(torch.ones(1))
+    allocate(mebibytes * (3 if len(KEPT) == 2 else 1))  # the warm-up is before it
 
 
 def fail() -> None:
@@ -50,6 +57,22 @@ def test_what_the_warm_up_paid_for_is_not_counted() -> None:
     if memory.method.endswith("since its start"):
         pytest.skip("this system cannot forget the peak of a process")
     assert memory.peak_mib == pytest.approx(16, abs=6)
+
+
+def test_what_only_the_first_of_some_calls_allocates_is_not_counted() -> None:
+    memory = peak_memory(partial(allocate_more_at_first, 16), partial(allocate_more_at_first, 1), CPU)
+    if memory.method.endswith("since its start"):
+        pytest.skip("this system cannot forget the peak of a process")
+    assert memory.peak_mib == pytest.approx(16, abs=6)
+
+
+def test_a_system_that_cannot_forget_a_peak_is_asked_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_forget_peak", lambda: False)
+    calls: list[int] = []
+    receiver, sender = Pipe(duplex=False)
+    memory._measure(sender, lambda: calls.append(1), lambda: None, torch.get_num_threads())
+    assert receiver.recv().method == "fresh process, peak resident size since its start"
+    assert calls == [1]
 
 
 def test_an_error_in_the_call_is_raised_here() -> None:
