@@ -43,16 +43,21 @@ def default_num_workers(device: torch.device) -> int:
     return min(cores, MOST_WORKERS)
 
 
-def choose_num_processes(asked: int | None, device: torch.device) -> int:
-    """Processes that share a batch: on a CPU as many as torch has threads, unless told; on a GPU, and where a process
-    cannot be copied, one."""
+def choose_num_processes(asked: int | None, device: torch.device, num_workers: int | None) -> int:
+    """Processes that share a batch: on a CPU as many as torch has threads, unless told; one on a GPU, where a process
+    cannot be copied, and where `num_workers` are asked for, which prepare images for one."""
     can_share = device.type == "cpu" and sys.platform == "linux"
     if asked is None:
-        return torch.get_num_threads() if can_share else 1
+        return torch.get_num_threads() if can_share and not num_workers else 1
     if asked < 1 or (asked > 1 and not can_share):
         raise BadInputError(
             f"loader.num_processes={asked} must be at least 1, and 1 on a GPU or outside Linux; leave it out for one a "
             "thread"
+        )
+    if asked > 1 and num_workers:
+        raise BadInputError(
+            f"loader.num_processes={asked} prepare their images themselves; leave out loader.num_workers={num_workers} "
+            "or give loader.num_processes=1"
         )
     return asked
 

@@ -91,7 +91,7 @@ class Experiment:
             dtype=choose_dtype(cfg.dtype),
             batch_size=cfg.loader.batch_size,
             num_workers=default_num_workers(device) if cfg.loader.num_workers is None else cfg.loader.num_workers,
-            num_processes=choose_num_processes(cfg.loader.num_processes, device),
+            num_processes=choose_num_processes(cfg.loader.num_processes, device, cfg.loader.num_workers),
             seed=cfg.seed,
             names={kind: choices[kind] for kind in ("task", "data", "model", "attention")},
             config=config,

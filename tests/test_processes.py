@@ -9,7 +9,7 @@ from small_world import RUNS, SCENES, SmallWorld
 from fnabench.store import SAMPLES, read_record
 
 FIDELITY = SCENES | {"task": "fidelity", "model": "clip"}
-SHARED = {"loader.batch_size": "4", "loader.num_processes": "2"}
+SHARED = {"loader.batch_size": "4", "loader.num_processes": "2", "loader.num_workers": "0"}
 
 
 @pytest.fixture

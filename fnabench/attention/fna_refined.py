@@ -71,7 +71,7 @@ class FnaRefined(Attention):
     num_iterations: int = 6
     """Of inverse="newton_schulz"."""
     ridge: float = 1e-3
-    """r, of inverse="ridge"; flat between 1e-4 and 1e-2."""
+    """r, of inverse="ridge"; flat between 1e-4 and 1e-2 in the last half of the blocks, below 1e-2 before them."""
     shrink: bool = False
     """Of inverse="ridge" with cells: of the correction of Vbar no larger a share than leave-one-out over the landmarks
     finds harmless, see `shrunken_ridge`. For tokens without groups; a trained model is nearer to exact without."""
