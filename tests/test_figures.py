@@ -11,8 +11,8 @@ from PIL import Image
 from small_world import SmallWorld
 
 from fnabench import __main__
-from fnabench.bench.fidelity import COST_COLUMNS
 from fnabench.bench.report import Table, write
+from fnabench.bench.vit_tiny import COST_COLUMNS
 from fnabench.figures.fidelity import error_against_cost, read_table
 from fnabench.figures.masking import read_panels, start_block
 from fnabench.figures.tokens import latest_record
@@ -164,7 +164,7 @@ def test_error_against_cost_becomes_a_picture(world, figures):
              for form, power in (("fna", 1), ("fna_refined", 2)) for m in (16, 64)]  # fmt: skip
     path = costs(world.folder, exact, *forms)
     code, paths, _ = figures("fidelity", path, "--formats", "png")
-    assert (code, paths) == (0, [str(world.folder / "figures" / "error_against_cost.png")])
+    assert (code, paths) == (0, [str(world.folder / "figures" / "fidelity.png")])
     with Image.open(paths[0]) as picture:
         assert len(np.unique(np.asarray(picture.convert("L")))) > 20
     drawn = error_against_cost(read_table(path))

@@ -68,6 +68,12 @@ class AttentionInputs:
         if self.is_causal:
             raise ImpossibleError("a causal mask cannot be honoured by this attention variant; use attention=exact")
 
+    def refuse_any_mask(self) -> None:
+        """Raise ImpossibleError under a mask of any kind: for variants in which every token counts."""
+        self.refuse_causal()
+        if self.mask is not None:
+            raise ImpossibleError("an attention mask cannot be honoured by this attention variant; use attention=exact")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionShape:

@@ -23,7 +23,7 @@ def main() -> None:
     masking = kinds.add_parser("masking", help="a metric against the block from which on tokens are masked")
     masking.add_argument("folder", type=Path, help="the folder of the records of one task, data and model")
     fidelity = kinds.add_parser("fidelity", help="error against cost of both FNA forms, beside exact attention")
-    fidelity.add_argument("folder", type=Path, metavar="file", help="the fidelity.json of fnabench.bench.fidelity")
+    fidelity.add_argument("folder", type=Path, metavar="file", help="fidelity.json or peers.json of make bench-fna")
     for kind in (tokens, masking, fidelity):
         kind.add_argument("--out", type=Path, help="where the pictures go (a folder figures beside what is drawn)")
         kind.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="of the pictures (png svg)")
