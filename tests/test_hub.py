@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hydra.utils import instantiate
-from layouts import CONF, configured, imagenet_hub, write_parquet
+from layouts import CONF, configured, copy_of, imagenet_hub, write_parquet
 from omegaconf import OmegaConf
 
 from fnabench.data.base import Source
@@ -110,12 +113,65 @@ def test_a_gated_repository_says_where_its_terms_are(monkeypatch: pytest.MonkeyP
         instantiate(pinned, _convert_="all").check()
 
 
-def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
-    import datasets
-
-    write_parquet(tmp_path / "validation-0.parquet", {"picture": ["a"]}, {"picture": datasets.Value("string")})
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_column_that_is_not_there_is_named(streaming: bool, tmp_path: Path) -> None:
+    source = configured("imagenet_hub", tmp_path, num_images=12, streaming=streaming)
+    pq.write_table(pa.table({"picture": ["a"]}), tmp_path / "validation-0.parquet")
     with pytest.raises(BadInputError, match="lacks the column image and label; it has picture"):
-        configured("imagenet_hub", tmp_path).check()
+        replace(source).check()
+    imagenet_hub(tmp_path)
+    last = tmp_path / "data" / "validation-00001-of-00002.parquet"
+    pq.write_table(pq.read_table(last).drop_columns("label"), last)
+    with pytest.raises(BadInputError, match=f"{last} lacks the column label; it has image"):
+        replace(source).check()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["imagenet_hub", "scienceqa"])
+def test_images_need_no_path_beside_their_bytes(name: str, streaming: bool, tmp_path: Path) -> None:
+    with_path = copy_of(name, tmp_path / "with", streaming=streaming)
+    without = copy_of(name, tmp_path / "without", streaming=streaming)
+    for path in (tmp_path / "without").rglob("*.parquet"):
+        table = pq.read_table(path)
+        images = [each and {"bytes": each["bytes"]} for each in table["image"].to_pylist()]
+        bare = pa.array(images, pa.struct([("bytes", pa.binary())]))
+        pq.write_table(table.set_column(0, "image", bare).replace_schema_metadata(), path, row_group_size=2)
+    without.check()
+    assert len(without) == len(with_path)
+    for index in range(len(without)):
+        assert without[index].without_image() == with_path[index].without_image()
+        assert np.array_equal(without[index].image, with_path[index].image)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["imagenet_hub", "scienceqa"])
+@pytest.mark.parametrize("images", [[{"path": "a.png"}], [b"encoded"], ["a.png"]])
+def test_images_that_are_not_in_the_file_are_refused(
+    images: list[object], name: str, streaming: bool, tmp_path: Path
+) -> None:
+    source = copy_of(name, tmp_path, streaming=streaming)
+    for path in tmp_path.rglob("*.parquet"):
+        table = pq.read_table(path)
+        column = pa.array(images * len(table))
+        pq.write_table(table.set_column(0, "image", column).replace_schema_metadata(), path)
+    with pytest.raises(BadInputError, match=r"has images as \S.*; allowed is a struct") as caught:
+        source.check()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_damaged_file_is_named(streaming: bool, limit: int | None, tmp_path: Path) -> None:
+    source = copy_of("imagenet_hub", tmp_path, streaming=streaming, limit=limit)
+    path = tmp_path / "data" / "validation-00000-of-00002.parquet"
+    content = path.read_bytes()
+    path.write_bytes(content[:1000])
+    with pytest.raises(BadInputError, match=f"{path} cannot be read as parquet: Parquet magic bytes"):
+        replace(source).check()
+    path.write_bytes(bytes(len(content) // 2) + content[len(content) // 2 :])
+    with pytest.raises(BadInputError, match=f"{path} .*cannot be read as parquet: ") as caught:
+        _ = replace(source)[0]
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unreadable_image_is_named_by_its_row(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -115,6 +116,17 @@ def test_the_checks_read_no_image(name: str, tmp_path: Path, hub: Served) -> Non
     assert 0 < sum(inside) < 1000, "an image alone has 4,000 bytes"
 
 
+def test_where_no_row_lacks_its_image_the_file_says_so(tmp_path: Path, hub: Served) -> None:
+    _, streamed = pair("scienceqa", tmp_path / "served", num_images=1)
+    (path,) = (tmp_path / "served").rglob("*.parquet")
+    with_image = pq.read_table(path).slice(1, 1)
+    bare = with_image["image"].combine_chunks().field("bytes")
+    pq.write_table(with_image.set_column(0, "image", pa.StructArray.from_arrays([bare], ["bytes"])), path)
+    streamed.check()
+    size = path.stat().st_size
+    assert all(first + length == size for _, first, length in hub.fetched), "nothing but its end"
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_loader_passes_over_them_more_than_once(num_workers: int, tmp_path: Path, hub: Served) -> None:
     own, streamed = pair("imagenet_hub", tmp_path / "served")
@@ -195,11 +207,3 @@ def test_a_gated_repository_says_where_its_terms_are(
         _, streamed = pair("imagenet_hub", tmp_path / "served")
         with pytest.raises(MissingError, match=r"accept its terms at https://huggingface\.co/datasets/ILSVRC"):
             streamed.check()
-
-
-def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
-    import datasets
-
-    write_parquet(tmp_path / "validation-0.parquet", {"picture": ["a"]}, {"picture": datasets.Value("string")})
-    with pytest.raises(BadInputError, match="lacks the column image and label; it has picture"):
-        of_yaml("imagenet_hub", root=str(tmp_path), streaming=True).check()

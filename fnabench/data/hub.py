@@ -19,7 +19,7 @@ from typing import IO, Any
 from PIL import Image, UnidentifiedImageError
 
 from fnabench.data.streamed import StreamedRows, read_metadata
-from fnabench.errors import BadInputError, MissingError
+from fnabench.errors import BadInputError, MissingError, reason_of
 from fnabench.hub_access import is_pin, newest_commit, quiet_hub
 
 HASHED_BYTES = 65536
@@ -35,6 +35,9 @@ class HubFile:
     files: str
     """Pattern of the split's files."""
     name: str
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.repository}"
 
     @contextmanager
     def open(self, mode: str) -> Iterator[IO[bytes]]:
@@ -79,25 +82,29 @@ def find_parquet(
 
 def read_parquet(paths: Sequence[Path | HubFile], columns: Sequence[str], streaming: bool = False) -> Any:
     """The rows as a datasets.Dataset with these columns, memory-mapped, or as StreamedRows; images stay encoded."""
+    described = [(path, read_metadata(path)) for path in paths]
+    for path, known in described:
+        _check_columns(path, known.schema.to_arrow_schema(), columns)
+    if streaming:
+        return StreamedRows(described, columns)
     import datasets
 
-    rows = StreamedRows(paths, columns) if streaming else datasets.Dataset.from_parquet([str(path) for path in paths])
-    if lacking := set(columns) - set(rows.column_names):
+    try:
+        rows = datasets.Dataset.from_parquet([str(path) for path in paths], columns=list(columns))
+    except datasets.exceptions.DatasetGenerationError as error:
         raise BadInputError(
-            f"{paths[0]} lacks the column {' and '.join(sorted(lacking))}; it has {', '.join(rows.column_names)}"
-        )
-    if isinstance(rows, StreamedRows):
-        return rows
-    rows = rows.select_columns(list(columns))
+            f"{paths[0]} and what belongs to it cannot be read as parquet: {reason_of(error.__cause__ or error)}"
+        ) from error
     if "image" in columns and isinstance(rows.features["image"], datasets.Image):
         rows = rows.cast_column("image", datasets.Image(decode=False))
     return rows
 
 
 def has_image(rows: Any) -> list[bool]:
-    """Of each row of read_parquet whether it has an image; none is read where rows are streamed."""
-    images = rows.column("image.path") if isinstance(rows, StreamedRows) else rows.data.column("image")
-    return images.is_valid().to_pylist()  # type: ignore[no-any-return]
+    """Of each row of read_parquet whether it has an image; of streamed rows as little is read as tells."""
+    if isinstance(rows, StreamedRows):
+        return rows.has("image")
+    return rows.data.column("image").is_valid().to_pylist()  # type: ignore[no-any-return]
 
 
 def decode(image: dict[str, Any], where: str) -> Image.Image:
@@ -119,6 +126,23 @@ def hash_parquet(paths: Sequence[Path | HubFile]) -> str:
             file.seek(max(0, size - HASHED_BYTES))
             hashed.update(file.read())
     return hashed.hexdigest()
+
+
+def _check_columns(path: Path | HubFile, schema: Any, columns: Sequence[str]) -> None:
+    """BadInputError for a file that lacks a column, or whose images are not encoded in it."""
+    from pyarrow.types import is_struct
+
+    if lacking := set(columns) - set(schema.names):
+        raise BadInputError(
+            f"{path} lacks the column {' and '.join(sorted(lacking))}; it has {', '.join(schema.names)}"
+        )
+    if "image" in columns:
+        kind = schema.field("image").type
+        if not is_struct(kind) or kind.get_field_index("bytes") < 0:
+            raise BadInputError(
+                f"{path} has images as {kind}; allowed is a struct with the encoded image in its field bytes, as "
+                "datasets.Image writes it"
+            )
 
 
 def _folder_of(root: str) -> Path:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
+
+from fnabench.errors import BadInputError, reason_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -15,14 +18,13 @@ if TYPE_CHECKING:
 class StreamedRows:
     """To its users what a datasets.Dataset is, with one row group in memory; its files have the open() of a Path."""
 
-    def __init__(self, files: Sequence[Any], columns: Sequence[str]) -> None:
-        described = [(file, read_metadata(file)) for file in files]
-        self._groups = [(file, known, group) for file, known in described for group in range(known.num_row_groups)]
+    def __init__(self, files: Sequence[tuple[Any, Any]], columns: Sequence[str]) -> None:
+        """Each file comes with its metadata."""
+        self._groups = [(file, known, group) for file, known in files for group in range(known.num_row_groups)]
         self._ends = list(accumulate(known.row_group(group).num_rows for _, known, group in self._groups))
         self._columns = columns
         self._numbers: Sequence[int] = range(self._ends[-1] if self._ends else 0)
         self._held: tuple[int, pyarrow.Table] | None = None
-        self.column_names: list[str] = described[0][1].schema.to_arrow_schema().names
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -30,13 +32,11 @@ class StreamedRows:
     def __getitem__(self, which: int | str) -> Any:
         """A row by its number, or the values of a column."""
         if isinstance(which, str):
-            return self.column(which).to_pylist()
-        number = self._numbers[which]
-        group = bisect_right(self._ends, number)
+            return self._of_each(lambda group: self._read(group, [which]).column(0).to_pylist())
+        group, row = self._place(self._numbers[which])
         if self._held is None or self._held[0] != group:
             self._held = group, self._read(group, self._columns)
-        rows = self._held[1]
-        return rows.slice(number - self._ends[group] + len(rows), 1).to_pylist()[0]
+        return self._held[1].slice(row, 1).to_pylist()[0]
 
     def select(self, numbers: Sequence[int]) -> StreamedRows:
         """Of these rows alone."""
@@ -44,25 +44,52 @@ class StreamedRows:
         chosen._numbers = [self._numbers[number] for number in numbers]
         return chosen
 
-    def column(self, name: str) -> pyarrow.ChunkedArray:
-        """A column, or as `image.path` a part of one, of the row groups up to the last that is asked for."""
-        import pyarrow
+    def has(self, name: str) -> list[bool]:
+        """Of each row whether the column has a value: of a struct the smallest field is read, none where no field has
+        a null."""
+        return self._of_each(lambda group: self._is_valid(group, name))
 
-        last = bisect_right(self._ends, max(self._numbers, default=-1))
-        whole = pyarrow.concat_tables([self._read(group, [name]) for group in range(last + 1)])
-        return whole.column(0).take(pyarrow.array(self._numbers))
+    def _is_valid(self, group: int, name: str) -> list[bool]:
+        _, known, number = self._groups[group]
+        described = known.row_group(number)
+        columns = [described.column(place) for place in range(described.num_columns)]
+        fields = [column for column in columns if column.path_in_schema.split(".")[0] == name]
+        if any(field.statistics is not None and field.statistics.null_count == 0 for field in fields):
+            return [True] * described.num_rows
+        smallest = min(fields, key=lambda field: field.total_compressed_size)
+        valid: list[bool] = self._read(group, [smallest.path_in_schema]).column(0).is_valid().to_pylist()
+        return valid
+
+    def _of_each(self, of_group: Callable[[int], list[Any]]) -> list[Any]:
+        """What a function says of each row of a row group, for the rows here; asked once for each of their groups."""
+        places = [self._place(number) for number in self._numbers]
+        values = {group: of_group(group) for group in dict.fromkeys(group for group, _ in places)}
+        return [values[group][row] for group, row in places]
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """The row group of a row of the files, and the row's number in it."""
+        group = bisect_right(self._ends, number)
+        return group, number - (self._ends[group - 1] if group else 0)
 
     def _read(self, group: int, columns: Sequence[str]) -> pyarrow.Table:
-        from pyarrow.parquet import ParquetFile
-
         file, known, number = self._groups[group]
-        with file.open("rb") as opened, ParquetFile(opened, metadata=known, pre_buffer=True) as parquet:
+        with _opened(file, metadata=known, pre_buffer=True) as parquet:
             return parquet.read_row_group(number, columns=list(columns), use_threads=False)
 
 
 def read_metadata(file: Any) -> Any:
-    """What the end of a parquet file says of it."""
-    from pyarrow.parquet import read_metadata
+    """What the end of a parquet file says of it; BadInputError where it is none."""
+    with _opened(file) as parquet:
+        return parquet.metadata
 
-    with file.open("rb") as opened:
-        return read_metadata(opened)
+
+@contextmanager
+def _opened(file: Any, **options: Any) -> Iterator[Any]:
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with file.open("rb") as opened, ParquetFile(opened, **options) as parquet:
+            yield parquet
+    except (ArrowInvalid, OSError) as error:
+        raise BadInputError(f"{file} cannot be read as parquet: {reason_of(error)}") from error
