@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,10 @@ from fnabench.data.scenes import Scenes
 from fnabench.data.scenes.world import COLOURS, RADII, SHAPES
 from fnabench.models.bundled_towers import PAD, SPECIAL_WORDS, UNKNOWN, Clip, ClipConfig, TextTower, Tokenizer
 from fnabench.train.batches import Batches
-from fnabench.train.clip import Trainer, Training, choose_view, collect_vocabulary, learning_rate
+from fnabench.train.clip import Trainer, Training, choose_view, collect_vocabulary
 from fnabench.train.clip_loss import choose_patches, encode_kept
 from fnabench.train.clip_metrics import measure_clip
+from fnabench.train.course import learning_rate
 from fnabench.train.muon import Muon, orthogonalize
 from fnabench.train.pool import CHUNK
 from fnabench.train.segmentation_head import count_pixels, fit_segmentation_head, mean_iou
@@ -176,8 +178,28 @@ def test_interrupted_run_ends_as_an_uninterrupted_one(pool: Path, tmp_path: Path
     for _ in range(2):
         resumed = second.train_step()
     assert resumed["contrast"] == entry["contrast"]
-    for one, other in zip(whole.average.parameters(), second.average.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for name, value in whole.averaged().items():
+        assert torch.equal(value, second.averaged()[name])
+
+
+class Quick(Trainer):
+    """Measured on a few scenes."""
+
+    def measure(self) -> dict[str, float]:
+        return measure_clip(self.averaged_model(), self.tokenizer, Scenes(split="val", limit=10))
+
+
+def test_a_run_that_was_stopped_goes_on_from_there_and_logs_its_scores(pool: Path, tmp_path: Path) -> None:
+    training = Training(steps=3, num_samples=CHUNK, warmup=2)
+    stopped = Quick(training, TINY, tmp_path / "run", pool)
+    assert not stopped.run(stop=2, measure_every=500)
+    rest = Quick(training, TINY, tmp_path / "run", pool)
+    assert rest.run(stop=None, measure_every=500)
+    assert rest.step == 3
+    entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [2, 3]
+    assert entries[1]["seconds"] > entries[0]["seconds"] > 0
+    assert all({"contrast", "top1", "miou"} <= set(entry) for entry in entries)
 
 
 def test_a_few_steps_teach_where_things_are(pool: Path, tmp_path: Path) -> None:

@@ -23,13 +23,8 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def measure_llava(
-    model: LlavaForConditionalGeneration, weights: dict[str, Tensor], tokenizer: Tokenizer, source: Scenes
-) -> dict[str, float]:
-    """VQA accuracy in percent of greedy answers with the given weights: of all questions and of each kind."""
-    kept = {name: value.clone() for name, value in model.state_dict().items()}
-    model.load_state_dict(weights)
-    model.train(False)
+def measure_llava(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, source: Scenes) -> dict[str, float]:
+    """VQA accuracy in percent of greedy answers: of all questions and of each kind."""
     scores: dict[str, list[float]] = defaultdict(list)
     for index in range(len(source)):
         sample = source[index]
@@ -37,8 +32,6 @@ def measure_llava(
         answers = answer(model, tokenizer, images, [question.text for question in sample.questions])
         for question, given in zip(sample.questions, answers, strict=True):
             scores[question.kind].append(vqa_accuracy(given, question))
-    model.train()
-    model.load_state_dict(kept)
     kinds = {f"vqa_{kind}": _percent(values) for kind, values in scores.items()}
     return {"vqa": _percent([value for values in scores.values() for value in values]), **kinds}
 
