@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from fnabench.contract import Task
 from fnabench.data.base import Source
-from fnabench.errors import ImpossibleError, one_of
+from fnabench.errors import BadInputError, ImpossibleError, one_of
 from fnabench.linear_head import fit_linear_head
 from fnabench.loader import Batch, Loader
 from fnabench.models.base import Backbone, Blueprint, Model
@@ -45,6 +45,11 @@ class Classification(Task):
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise one_of("task.method", self.method, METHODS)
+        if self.num_neighbours < 1 or self.temperature <= 0:
+            raise BadInputError(
+                f"task.num_neighbours={self.num_neighbours} must be at least 1 and "
+                f"task.temperature={self.temperature} above 0"
+            )
 
     @property
     def metric(self) -> str:

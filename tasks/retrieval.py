@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fnabench.contract import Task
+from fnabench.errors import BadInputError
 from fnabench.loader import Batch, Loader
 from fnabench.models.base import Backbone
 from fnabench.neighbours import nearest
@@ -31,6 +32,11 @@ class Retrieval(Task):
     """
 
     ks: tuple[int, ...] = (1, 5, 10)
+    """The headline is the first."""
+
+    def __post_init__(self) -> None:
+        if not self.ks or min(self.ks) < 1:
+            raise BadInputError(f"task.ks={list(self.ks)} must be one number or more, each at least 1")
 
     @property
     def metric(self) -> str:

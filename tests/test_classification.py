@@ -77,3 +77,11 @@ def test_the_linear_probe_learns_what_is_linear():
 def test_an_unknown_method_is_refused():
     with pytest.raises(BadInputError, match="auto, head, zeroshot, knn, linear"):
         Classification(method="guess")
+
+
+@pytest.mark.parametrize("options", [{"num_neighbours": 0}, {"temperature": 0.0}])
+def test_neighbours_without_a_vote_are_refused(options):
+    with pytest.raises(
+        BadInputError, match=r"task\.num_neighbours=\d+ must be at least 1 and task\.temperature=.* above 0"
+    ):
+        Classification(method="knn", **options)

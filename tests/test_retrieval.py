@@ -7,6 +7,7 @@ import pytest
 from fnabench.tasks.retrieval import Retrieval
 from lookup import Lookup, Numbered, loader, samples
 
+from fnabench.errors import BadInputError
 from fnabench.neighbours import nearest
 
 
@@ -61,3 +62,9 @@ def test_k_larger_than_the_database_is_cut():
     found, _ = nearest(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32), 10)
     assert found.shape == (3, 3)
     assert recall(["left", "up"], [("left",), ("up",)], ks=(1, 10)).metrics["t2i_r10"].value == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("ks", [(), (0,), (1, -5)])
+def test_no_k_and_one_below_1_are_refused(ks):
+    with pytest.raises(BadInputError, match=r"task\.ks=\[.*\] must be one number or more, each at least 1"):
+        Retrieval(ks=ks)
