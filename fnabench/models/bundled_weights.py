@@ -41,22 +41,21 @@ class LoadedLlava:
     """What the json beside the weights says."""
 
 
-def load_clip(folder: Path = WEIGHTS, *, weights: bool = True) -> LoadedClip:
-    """The bundled CLIP; MissingError without its files, BadInputError if they were changed.
-
-    With weights=False only the card is read and the parameters mean nothing: enough to know the sizes.
-    """
+def load_clip(folder: Path = WEIGHTS) -> LoadedClip:
+    """The bundled CLIP; MissingError without its files, BadInputError if they were changed."""
     card = read_card("clip", folder)
     config = ClipConfig(**card["config"])
     model = Clip(config, num_words=len(card["vocabulary"]), num_mask_classes=len(card["mask_names"]))
-    if weights:
-        model.load_state_dict(read_weights("clip", folder))
+    model.load_state_dict(read_weights("clip", folder))
     tokenizer = Tokenizer(card["vocabulary"], context=config.context)
     return LoadedClip(model=model.eval(), tokenizer=tokenizer, card=card)
 
 
 def load_llava(folder: Path = WEIGHTS, *, weights: bool = True) -> LoadedLlava:
-    """The bundled LLaVA; errors and weights=False as for load_clip."""
+    """The bundled LLaVA; errors as for load_clip.
+
+    With weights=False only the card is read and the parameters mean nothing: enough to know the sizes.
+    """
     card = read_card("llava", folder)
     clip, config = ClipConfig(**card["clip_config"]), LlavaConfig(**card["config"])
     model = build_llava(clip, config, num_words=len(card["vocabulary"]))

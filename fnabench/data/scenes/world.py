@@ -11,7 +11,6 @@ SIDE = 1024
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "heart", "moon", "arrow")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
-FILLS = ("plain", "striped", "dotted")
 GROUNDS = ("smooth", "lined", "checked", "spotted")
 RADII = {"small": (80, 96), "medium": (116, 136), "large": (176, 208)}
 """Lowest and highest radius of each size, in world units; the gaps make "larger than" a clear question."""
