@@ -77,6 +77,20 @@ def test_masks_are_read_with_the_ignored_value_mapped(masked):
     np.testing.assert_array_equal(source[1].mask, expected)
 
 
+@pytest.mark.parametrize("value", [2, 10, 255, 256, 257])
+def test_a_value_that_is_no_class_is_refused_and_not_taken_for_another(masked, value):
+    values = np.ones((4, 6), dtype=np.uint16)
+    values[2, 3] = value
+    Image.fromarray(values).save(masked / "valannot" / "1.png")
+    with pytest.raises(BadInputError, match=rf"1\.png has the value {value}; allowed are the classes 0\.\.1 and 11"):
+        masks(masked)[1]
+
+
+def test_a_value_below_the_first_class_is_refused(masked):
+    with pytest.raises(BadInputError, match=r"0\.png has the value 0; allowed are the classes 1\.\.2 and 11"):
+        masks(masked, first_value=1)[0]
+
+
 def test_the_training_split_reads_the_training_folders(masked):
     assert masks(masked).training_split() is None
     source = masks(masked, training_images="train", training_masks="trainannot", limit=1)

@@ -127,6 +127,23 @@ def test_a_column_that_is_not_there_is_named(streaming: bool, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("column", "given"), [("answer", -1), ("answer", 3), ("choices", ["wood"] * 27)])
+def test_an_answer_that_is_none_of_the_lettered_choices_is_refused(
+    column: str, given: object, streaming: bool, tmp_path: Path
+) -> None:
+    source = copy_of("scienceqa", tmp_path, streaming=streaming)
+    (path,) = tmp_path.rglob("*.parquet")
+    table = pq.read_table(path)
+    values = table[column].to_pylist()
+    values[0] = values[4] = given  # of these rows the second has an image
+    field = table.schema.field(column)
+    place = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(place, field, pa.array(values, field.type)), path)
+    with pytest.raises(BadInputError, match=r"row 4 of scienceqa has the answer -?\d and \d+ choices"):
+        source.check()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("name", ["imagenet_hub", "scienceqa"])
 def test_images_need_no_path_beside_their_bytes(name: str, streaming: bool, tmp_path: Path) -> None:
     with_path = copy_of(name, tmp_path / "with", streaming=streaming)

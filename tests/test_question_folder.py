@@ -72,7 +72,8 @@ def test_a_question_about_an_image_that_is_not_there_is_refused(folder):
 @pytest.mark.parametrize(
     "entry",
     [["why?", "so"], {"image": "0.png", "question": "why?"}, {"image": "0.png", "answers": ["a"]}, "why?", None,
-     {"image": "0.png", "question": "why?", "answers": []}, ["why?", "so", None]],
+     {"image": "0.png", "question": "why?", "answers": []}, ["why?", "so", None], ["why?", None, "0.png"],
+     {"image": "0.png", "question": "why?", "answers": ["a"] * 9 + [None]}],
 )  # fmt: skip
 def test_an_entry_that_lacks_something_is_refused_by_its_number(folder, entry):
     write(folder, [*ROWS, entry])

@@ -75,6 +75,20 @@ def test_textvqa_tells_ocr_tokens_only_where_that_is_asked_for(tmp_path: Path) -
     assert plain.fingerprint() != hinted.fingerprint()
 
 
+def test_textvqa_names_the_file_of_tokens_where_that_is_not_whole(tmp_path: Path) -> None:
+    name = "TextVQA_Rosetta_OCR_v0.2_val.json"
+    source = copy_of("textvqa", tmp_path, ocr=name)
+    content = json.loads((tmp_path / name).read_text())
+    write_json(tmp_path / name, {"data": content["data"][:1]})
+    with pytest.raises(
+        BadInputError, match=rf"{name} has no tokens of the image 00685bc495504d61; give data\.ocr=null"
+    ):
+        source.check()
+    write_json(tmp_path / name, {"tokens": []})
+    with pytest.raises(BadInputError, match=rf"{name} is no file of TextVQA's OCR tokens: it lacks 'data'"):
+        replace(source).check()
+
+
 def test_scienceqa_keeps_the_questions_with_an_image_and_asks_for_a_letter(tmp_path: Path) -> None:
     source = copy_of("scienceqa", tmp_path)
     assert [source[index].id for index in range(4)] == ["1", "2", "4", "5"]

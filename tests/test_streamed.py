@@ -123,8 +123,8 @@ def test_where_no_row_lacks_its_image_the_file_says_so(tmp_path: Path, hub: Serv
     bare = with_image["image"].combine_chunks().field("bytes")
     pq.write_table(with_image.set_column(0, "image", pa.StructArray.from_arrays([bare], ["bytes"])), path)
     streamed.check()
-    size = path.stat().st_size
-    assert all(first + length == size for _, first, length in hub.fetched), "nothing but its end"
+    inside = [length for _, first, length in hub.fetched if first + length < path.stat().st_size]
+    assert sum(inside) < 1000, "the image has 4,000 bytes"
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

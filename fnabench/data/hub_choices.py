@@ -12,6 +12,7 @@ from typing import Any
 from fnabench.data.base import NUM_ANNOTATORS, Question, Sample, Source
 from fnabench.data.hub import HubFile, decode, find_parquet, has_image, hash_parquet, read_parquet
 from fnabench.data.image_files import check_count, take
+from fnabench.errors import BadInputError
 from fnabench.identity import LOCATION
 
 
@@ -40,7 +41,13 @@ class HubChoices(Source):
         return frozenset({"questions"})
 
     def check(self) -> None:
-        _ = self._rows  # reads the columns and counts the images, which is the check
+        given = zip(self._with_image, self._rows["answer"], self._rows["choices"], strict=True)
+        for number, answer, choices in given:
+            if not 0 <= answer < len(choices) <= len(ascii_uppercase):
+                raise BadInputError(
+                    f"row {number} of {self.name} has the answer {answer} and {len(choices)} choices; allowed are at "
+                    f"most {len(ascii_uppercase)} choices and the number of one of them, from 0"
+                )
 
     def fingerprint(self) -> str:
         return f"{self._hash}-{len(self)}"
@@ -51,7 +58,7 @@ class HubChoices(Source):
     def __getitem__(self, index: int) -> Sample:
         row = self._rows[index]
         name = str(self._with_image[index])
-        options = [f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, row["choices"], strict=False)]
+        options = [f"{ascii_uppercase[place]}. {choice}" for place, choice in enumerate(row["choices"])]
         context = [f"Context: {row['hint']}"] if row["hint"] else []
         question = Question(
             id=name,

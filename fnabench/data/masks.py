@@ -94,8 +94,15 @@ class MaskFolder(Source):
                     f"{self._mask_of(file)} has the value {largest}; allowed are 0..{len(self.renumbered) - 1}"
                 )
             values = np.array(self.renumbered)[values]
+        counts = values != self.ignored
         classes = values.astype(np.int64) - self.first_value
-        mask = np.where(values == self.ignored, IGNORE_INDEX, classes).astype(np.uint8)
+        if (unknown := values[counts & ((classes < 0) | (classes >= len(self.mask_names)))]).size:
+            last = self.first_value + len(self.mask_names) - 1
+            raise BadInputError(
+                f"{self._mask_of(file)} has the value {unknown[0]}; allowed are the classes {self.first_value}..{last} "
+                f"and {self.ignored}, which is ignored"
+            )
+        mask = np.where(counts, classes, IGNORE_INDEX).astype(np.uint8)
         return Sample(id=file, image=read_image(self._images / file), mask=mask)
 
     @property

@@ -81,9 +81,8 @@ def _read(path: Path, number: int, entry: Any) -> tuple[str, Question]:
         answers = answers * NUM_ANNOTATORS
     image, text = known.get("image"), known.get("question")
     file = f"{image}.png" if isinstance(image, int) else image
-    if not (
-        file and isinstance(file, str) and text and isinstance(text, str) and isinstance(answers, list) and answers
-    ):
+    is_answered = isinstance(answers, list) and answers and all(isinstance(each, str | int | float) for each in answers)
+    if not (file and isinstance(file, str) and text and isinstance(text, str) and is_answered):
         raise BadInputError(f"{path}: entry {number} lacks its image, question or answers; it needs {FORM}")
     if len(answers) < FEWEST_ANNOTATORS:
         raise BadInputError(

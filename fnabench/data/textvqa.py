@@ -56,16 +56,18 @@ class TextVqa(ListedImages):
         root = existing_folder("data.root", self.root, self.obtain)
         path = self._listed_in
         content = read_json(path, self.obtain)
+        hints = self._hints(root / self.ocr) if self.ocr else None
+        by_image: dict[str, list[Question]] = {}
         try:
-            tokens = self._ocr_tokens(root)
-            by_image: dict[str, list[Question]] = {}
             for entry in content["data"]:
-                hint = f"\nReference OCR token: {', '.join(tokens[entry['image_id']])}" if self.ocr else ""
+                image = entry["image_id"]
+                if hints is not None and image not in hints:
+                    raise BadInputError(f"{root}/{self.ocr} has no tokens of the image {image}; give data.ocr=null")
                 question = Question(
-                    id=str(entry["question_id"]), text=entry["question"] + hint, kind="text",
+                    id=str(entry["question_id"]), text=entry["question"] + (hints[image] if hints else ""), kind="text",
                     answers=tuple(entry["answers"]),
                 )  # fmt: skip
-                by_image.setdefault(entry["image_id"], []).append(question)
+                by_image.setdefault(image, []).append(question)
         except (KeyError, TypeError) as error:
             raise BadInputError(f"{path} is no file of TextVQA with answers: it lacks {error}") from error
         ids = [question.id for questions in by_image.values() for question in questions]
@@ -76,8 +78,12 @@ class TextVqa(ListedImages):
         rows = [(f"{image}.jpg", tuple(questions)) for image, questions in by_image.items()]
         return rows[: take(rows, self.limit)]
 
-    def _ocr_tokens(self, root: Path) -> dict[str, list[str]]:
-        """The tokens of each image."""
-        if self.ocr is None:
-            return {}
-        return {entry["image_id"]: entry["ocr_tokens"] for entry in read_json(root / self.ocr, self.obtain)["data"]}
+    def _hints(self, path: Path) -> dict[str, str]:
+        """What is told of the tokens of each image."""
+        try:
+            return {
+                entry["image_id"]: f"\nReference OCR token: {', '.join(entry['ocr_tokens'])}"
+                for entry in read_json(path, self.obtain)["data"]
+            }
+        except (KeyError, TypeError) as error:
+            raise BadInputError(f"{path} is no file of TextVQA's OCR tokens: it lacks {error}") from error
