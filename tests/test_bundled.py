@@ -29,8 +29,8 @@ from fnabench.models.bundled_decoder import (
 from fnabench.models.bundled_llava import BundledLlava, bundled_backbone
 from fnabench.models.bundled_towers import PAD, SPECIAL_WORDS, START, Clip, ClipConfig, Tokenizer
 from fnabench.models.bundled_weights import LoadedClip, LoadedLlava
-from fnabench.models.hf_backbone import MAX_NEW_TOKENS, SCOPES
-from fnabench.models.hf_layers import decoder_layers
+from fnabench.models.hf_backbone import MAX_NEW_TOKENS
+from fnabench.models.hf_layers import SCOPES, decoder_layers
 
 CONFIG = ClipConfig(width=32, depth=2, num_heads=2, embed_width=16, text_width=32, text_depth=1, text_num_heads=2)
 CARD = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "prompts": ["a {}"], "sha256": "0"}

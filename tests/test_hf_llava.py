@@ -40,7 +40,8 @@ from fnabench.data.base import Question, Sample, Source
 from fnabench.errors import BadInputError, ImpossibleError, MissingError
 from fnabench.loader import Batch, Loader
 from fnabench.macs import count_macs
-from fnabench.models.hf_backbone import MAX_NEW_TOKENS, SCOPES
+from fnabench.models.hf_backbone import MAX_NEW_TOKENS
+from fnabench.models.hf_layers import SCOPES
 from fnabench.models.hf_llava import HfLlava
 from fnabench.tiles import Tiles, blank, split_by_size, stack
 

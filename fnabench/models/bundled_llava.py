@@ -13,7 +13,8 @@ from fnabench.models.base import Blueprint, Model
 from fnabench.models.bundled_decoder import ANSWER, END
 from fnabench.models.bundled_towers import START
 from fnabench.models.bundled_weights import LoadedLlava, load_llava
-from fnabench.models.hf_backbone import Dialogue, LlavaBackbone, check_scope, llava_blueprint
+from fnabench.models.hf_backbone import Dialogue, LlavaBackbone, llava_blueprint
+from fnabench.models.hf_layers import check_scope
 from fnabench.models.preprocessing import square_transforms
 
 

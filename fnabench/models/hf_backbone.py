@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import pad
 
-from fnabench.attention.layers import LayerStack
-from fnabench.errors import one_of
 from fnabench.models.base import Backbone, Blueprint
-from fnabench.models.hf_layers import VisionAttentionLayer, decoder_layers, vision_layers
+from fnabench.models.hf_layers import VisionAttentionLayer, llava_layers, without_unread_blocks
 from fnabench.tiles import Images, Tiles
 
 if TYPE_CHECKING:
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     Transform = Callable[[Image.Image], Images]
 
 MAX_NEW_TOKENS = 16
-SCOPES = ("vision", "decoder", "both")
 _PADDING = 0
 """Any id does: what it stands for is masked."""
 
@@ -202,37 +199,6 @@ def _in_one_sequence(asked: Sequence[Sequence[Sequence[int]]]) -> list[Int[Tenso
         tokens = [(token, number, place) for number, text in enumerate(texts) for place, token in enumerate(text)]
         rows.append(tokens + [(_PADDING, -1, 0)] * (longest - len(tokens)))
     return list(torch.tensor(rows).unbind(-1))
-
-
-def check_scope(scope: str) -> None:
-    """Raise BadInputError for what is no scope: the vision tower, the decoder while it reads the image, or both."""
-    if scope not in SCOPES:
-        raise one_of("model.scope", scope, SCOPES)
-
-
-def without_unread_blocks(module: Any) -> Any:
-    """The LLaVA without the vision blocks behind the last one that its projector reads.
-
-    Most read the last but one. What comes behind is thrown away: no answer changes without it, and to replace its
-    attention would seem to save time at no cost.
-    """
-    config, tower = module.config, module.model.vision_tower
-    blocks = getattr(getattr(tower, "encoder", None), "layers", None)
-    if blocks is None:  # llava_layers says so
-        return module
-    chosen = config.vision_feature_layer
-    read = [number % (len(blocks) + 1) for number in ([chosen] if isinstance(chosen, int) else chosen)]
-    del blocks[max(read) :]
-    config.vision_feature_layer = read[0] if isinstance(chosen, int) else read
-    tower.config.num_hidden_layers = config.vision_config.num_hidden_layers = len(blocks)
-    return module
-
-
-def llava_layers(module: Any, scope: str) -> LayerStack:
-    """The replaceable layers of a LLaVA's towers in the scope."""
-    vision = vision_layers(module.model.vision_tower) if scope != "decoder" else ()
-    decoder = decoder_layers(module.model.language_model, first=len(vision)) if scope != "vision" else ()
-    return LayerStack([*vision, *decoder])
 
 
 def llava_blueprint(module: Any, scope: str, images: Images, dialogue: Dialogue) -> Blueprint:

@@ -10,11 +10,13 @@ from torch import nn
 
 from fnabench.attention.base import AttentionShape
 from fnabench.attention.layers import AttentionLayer, ForwardState, LayerStack
-from fnabench.errors import ImpossibleError
+from fnabench.errors import ImpossibleError, one_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
+
+SCOPES = ("vision", "decoder", "both")
 
 
 class VisionAttentionLayer(AttentionLayer):
@@ -111,17 +113,35 @@ class DecoderAttentionLayer(AttentionLayer):
         return self.native.o_proj  # type: ignore[no-any-return]
 
 
-def _padding_of(mask: Tensor, state: ForwardState) -> Tensor:
-    """The keys that are no padding [B, 1, 1, N]; ImpossibleError where the mask is not those and causality alone."""
-    if "padding" not in state.memo:
-        keys = mask[:, :, -1:]
-        N = mask.shape[-1]
-        causal = torch.ones(N, N, dtype=torch.bool, device=mask.device).tril()
-        if mask.dtype != torch.bool or not torch.equal(mask, causal & keys):
-            raise ImpossibleError("a decoder mask that is more than causal with padding cannot be honoured")
-        state.memo["padding"] = keys
-    padding: Tensor = state.memo["padding"]
-    return padding
+def check_scope(scope: str) -> None:
+    """Raise BadInputError for what is no scope: the vision tower, the decoder while it reads the image, or both."""
+    if scope not in SCOPES:
+        raise one_of("model.scope", scope, SCOPES)
+
+
+def llava_layers(module: Any, scope: str) -> LayerStack:
+    """The replaceable layers of a LLaVA's towers in the scope."""
+    vision = vision_layers(module.model.vision_tower) if scope != "decoder" else ()
+    decoder = decoder_layers(module.model.language_model, first=len(vision)) if scope != "vision" else ()
+    return LayerStack([*vision, *decoder])
+
+
+def without_unread_blocks(module: Any) -> Any:
+    """The LLaVA without the vision blocks behind the last one that its projector reads.
+
+    Most read the last but one. What comes behind is thrown away: no answer changes without it, and to replace its
+    attention would seem to save time at no cost.
+    """
+    config, tower = module.config, module.model.vision_tower
+    blocks = getattr(getattr(tower, "encoder", None), "layers", None)
+    if blocks is None:  # llava_layers says so
+        return module
+    chosen = config.vision_feature_layer
+    read = [number % (len(blocks) + 1) for number in ([chosen] if isinstance(chosen, int) else chosen)]
+    del blocks[max(read) :]
+    config.vision_feature_layer = read[0] if isinstance(chosen, int) else read
+    tower.config.num_hidden_layers = config.vision_config.num_hidden_layers = len(blocks)
+    return module
 
 
 def vision_layers(tower: Any) -> LayerStack:
@@ -147,6 +167,19 @@ def decoder_layers(decoder: Any, *, first: int = 0) -> LayerStack:
             f"{type(decoder).__name__} attends to the last {window} tokens only, which cannot be honoured"
         )
     return LayerStack(layers)
+
+
+def _padding_of(mask: Tensor, state: ForwardState) -> Tensor:
+    """The keys that are no padding [B, 1, 1, N]; ImpossibleError where the mask is not those and causality alone."""
+    if "padding" not in state.memo:
+        keys = mask[:, :, -1:]
+        N = mask.shape[-1]
+        causal = torch.ones(N, N, dtype=torch.bool, device=mask.device).tril()
+        if mask.dtype != torch.bool or not torch.equal(mask, causal & keys):
+            raise ImpossibleError("a decoder mask that is more than causal with padding cannot be honoured")
+        state.memo["padding"] = keys
+    padding: Tensor = state.memo["padding"]
+    return padding
 
 
 def _wrap(

@@ -14,7 +14,8 @@ import torch
 from fnabench.errors import BadInputError, ImpossibleError, reason_of
 from fnabench.identity import LOCATION, digest
 from fnabench.models.base import Blueprint, Model
-from fnabench.models.hf_backbone import Dialogue, LlavaBackbone, check_scope, llava_blueprint
+from fnabench.models.hf_backbone import Dialogue, LlavaBackbone, llava_blueprint
+from fnabench.models.hf_layers import check_scope
 from fnabench.models.preprocessing import square_transforms
 from fnabench.models.weights_file import find_folder, hash_file, load_pretrained, pinned
 from fnabench.tiles import Images, Tiles
