@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +11,18 @@ import numpy as np
 import torch
 from torch.nn.functional import cosine_similarity
 
-from fnabench.attention.base import Attention, AttentionInputs, AttentionShape
+from fnabench.attention.base import Attention, AttentionShape
 from fnabench.attention.exact import Exact
-from fnabench.cost import Forward, attach_alone, capture_inputs, run_cores
+from fnabench.cost import Forward, attach_alone, capture_inputs, core_arm
 from fnabench.divergence import kl_divergence
 from fnabench.errors import BadInputError, ImpossibleError
 from fnabench.loader import Batch
 from fnabench.models.base import Backbone
-from fnabench.sdpa import fastest_backend, run_preferring
-from fnabench.timing import Arm, interleave
+from fnabench.sdpa import fastest_backend
+from fnabench.timing import interleave
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn.attention import SDPBackend
 
     Outputs = list[tuple[Tensor, Tensor | None]]
 
@@ -178,9 +176,9 @@ class Search:
             pair = captured[max(first, end - 2) : end]
             numbers = [number for number in sorted(budget.num_landmarks) if _fits(self._variant(number), shapes[first])]
             backend = fastest_backend(pair[0], self.batch.images.device)
-            arms = {"exact": _arm(Exact(), pair[:1], backend)}
+            arms = {"exact": core_arm(Exact(), pair[:1], backend)}
             for number in numbers:
-                arms |= {f"{number} in {n}": _arm(self._variant(number), pair[:n]) for n in range(1, len(pair) + 1)}
+                arms |= {f"{number} in {n}": core_arm(self._variant(number), pair[:n]) for n in range(1, len(pair) + 1)}
             timings = interleave(arms, budget.num_rounds, self.batch.images.device, self.seed)
             times = {name: float(np.median(timings.per_round(name))) for name in arms}
             for number in numbers:
@@ -220,10 +218,6 @@ class Search:
             wanted = f"max_kl={budget.max_kl} (or min_cosine={budget.min_cosine} without a classification head)"
             return f"budget=auto: none of {asked} keeps budget.{wanted}{nearest}; allow more, or use budget=fixed"
         return f"budget=auto: exact attention is faster here with every number of {asked}; use attention=exact"
-
-
-def _arm(core: Attention, captured: Sequence[AttentionInputs], backend: SDPBackend | None = None) -> Arm:
-    return Arm(prepare=lambda: None, run=partial(run_preferring, backend, partial(run_cores, core, captured)))
 
 
 def _fits(core: Attention, shape: AttentionShape) -> bool:

@@ -26,6 +26,7 @@ from fnabench.timing import Arm, Timings, interleave
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn.attention import SDPBackend
 
 Forward = Callable[[Backbone, Batch], object]
 
@@ -110,6 +111,8 @@ def measure_cost(
     """Probe a variant on these layers of the backbone against exact attention on the same layers."""
     exact, free = Exact(), Free()
     device = batch.images.device
+    one = Batch(images=batch.images[:1], samples=batch.samples[:1])
+    whole_forward = partial(forward, backbone, batch)
     with torch.inference_mode():
         captured = capture_inputs(backbone, layers, forward, batch)
         own = captured  # what the variant's cores are given
@@ -118,25 +121,12 @@ def measure_cost(
         backend = fastest_backend(captured[0], device)
 
         def end_to_end(core: Attention) -> Arm:
-            return Arm(
-                prepare=partial(attach_alone, backbone, core, layers),
-                run=partial(
-                    run_preferring, backend if isinstance(core, Exact) else None, partial(forward, backbone, batch)
-                ),
-            )
+            run = partial(run_preferring, backend if isinstance(core, Exact) else None)
+            return Arm(prepare=partial(attach_alone, backbone, core, layers), run=partial(run, whole_forward))
 
         def cores_alone(core: Attention) -> Arm:
-            return Arm(
-                prepare=lambda: None,
-                run=partial(
-                    run_preferring,
-                    backend if isinstance(core, Exact) else None,
-                    partial(run_cores, core, own if core is attention else captured),
-                ),
-            )
-
-        def part_alone(part: Callable[[AttentionInputs], object]) -> Arm:
-            return Arm(prepare=lambda: None, run=partial(run_cores, part, own))
+            given = own if core is attention else captured
+            return core_arm(core, given, backend if isinstance(core, Exact) else None)
 
         variant = "exact" if attention == exact else "variant"  # which needs no second look at itself
         compared = {"exact": exact, variant: attention}
@@ -144,17 +134,16 @@ def measure_cost(
         whole = interleave(arms, probe.num_rounds, device, seed, on_step)
         has_core = not isinstance(attention, Native)
         arms = {name: cores_alone(core) for name, core in compared.items() if not isinstance(core, Native)}
-        arms |= {name: part_alone(part) for name, part in attention.parts.items()}
+        arms |= {name: core_arm(part, own) for name, part in attention.parts.items()}
         cores = interleave(arms, probe.num_rounds, device, seed, on_step)
-        one = Batch(images=batch.images[:1], samples=batch.samples[:1])
         sequences = _sequences_of_one(backbone, layers, forward, one)
         macs_without = _macs_without_attention(backbone, layers, forward, one, free)
         own_macs_without = _macs_without_attention(backbone, layers, forward, one, attention.around(free))
     exact_macs = macs_without + sum(attention_macs(exact, shapes) for shapes in sequences)
-    memories = {
-        name: _memory(backbone, core, layers, forward, batch) if probe.memory else None
-        for name, core in compared.items()
-    }
+    memories: dict[str, Memory] = {}
+    for name, core in compared.items() if probe.memory else ():
+        attach_alone(backbone, core, layers)
+        memories[name] = peak_memory(whole_forward, partial(forward, backbone, one), device)
     backbone.layers.detach()
     exact_times = whole.per_round("exact")
     cost = Cost(
@@ -173,8 +162,8 @@ def measure_cost(
         if has_core
         else None,
         ceiling=median_ratio(exact_times, whole.per_round("free"), seed),
-        memory=memories[variant],
-        exact_memory=memories["exact"],
+        memory=memories.get(variant),
+        exact_memory=memories.get("exact"),
         macs=own_macs_without + sum(attention_macs(attention, shapes) for shapes in sequences),
         exact_macs=exact_macs,
         ceiling_macs=exact_macs / macs_without,
@@ -212,6 +201,15 @@ def run_cores(core: Callable[[AttentionInputs], object], captured: Sequence[Atte
     return output
 
 
+def core_arm(
+    core: Callable[[AttentionInputs], object],
+    captured: Sequence[AttentionInputs],
+    backend: SDPBackend | None = None,
+) -> Arm:
+    """A variant, or a part of one, on captured inputs as one forward would run it."""
+    return Arm(run=partial(run_preferring, backend, partial(run_cores, core, captured)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Recorder(Exact):
     captured: list[AttentionInputs]
@@ -247,11 +245,3 @@ def _latency(timings: Timings, arm: str) -> Latency:
     times = [repeat.wall_ms for repeat in timings.repeats if repeat.arm == arm]
     p10, median, p90 = np.quantile(times, [0.1, 0.5, 0.9])
     return Latency(median_ms=float(median), p10_ms=float(p10), p90_ms=float(p90))
-
-
-def _memory(
-    backbone: Backbone, core: Attention, layers: Sequence[AttentionLayer], forward: Forward, batch: Batch
-) -> Memory:
-    attach_alone(backbone, core, layers)
-    one = Batch(images=batch.images[:1], samples=batch.samples[:1])
-    return peak_memory(partial(forward, backbone, batch), partial(forward, backbone, one), batch.images.device)

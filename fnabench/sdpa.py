@@ -32,7 +32,7 @@ def fastest_backend(inputs: AttentionInputs, device: torch.device) -> SDPBackend
     for backend in BACKENDS[device.type]:
         run = partial(run_preferring, backend, partial(Exact(), inputs))
         try:
-            timings = interleave({"exact": Arm(prepare=lambda: None, run=run)}, 3, device)
+            timings = interleave({"exact": Arm(run=run)}, 3, device)
         except RuntimeError:  # this backend does not take these inputs on this device
             continue
         times[backend] = np.median(timings.per_round("exact"))

@@ -20,8 +20,8 @@ SETTLED_SPREAD = 0.05
 class Arm:
     """One of the ways: `prepare` is not timed, `run` is."""
 
-    prepare: Callable[[], object]
     run: Callable[[], object]
+    prepare: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,10 @@ from fnabench.attention.fna import Fna
 from fnabench.attention.fna_refined import FnaRefined
 from fnabench.attention.selection import Selection
 from fnabench.bench.fidelity import ABLATION, OFFICIAL
-from fnabench.bench.inputs import core_arm, random_inputs
+from fnabench.bench.inputs import random_inputs
 from fnabench.bench.report import Table, write
 from fnabench.bench.sinks import plant
+from fnabench.cost import core_arm
 
 
 @pytest.mark.parametrize("mass", [0.3, 0.6, 0.9])

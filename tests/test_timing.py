@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def arms(log: list[str], *names: str) -> dict[str, Arm]:
-    return {name: Arm(prepare=lambda: None, run=lambda name=name: log.append(name)) for name in names}
+    return {name: Arm(run=lambda name=name: log.append(name)) for name in names}
 
 
 def spin(milliseconds: float) -> None:
@@ -61,7 +61,7 @@ def test_only_the_run_is_timed_and_each_run_is_prepared() -> None:
 
 
 def test_the_wall_clock_shows_what_a_run_takes() -> None:
-    timings = interleave({"x": Arm(prepare=lambda: None, run=lambda: time.sleep(0.02))}, 3, CPU)
+    timings = interleave({"x": Arm(run=lambda: time.sleep(0.02))}, 3, CPU)
     assert min(repeat.wall_ms for repeat in timings.repeats) > 19
     assert np.median([repeat.wall_ms for repeat in timings.repeats]) < 100
     assert all(repeat.device_ms is None for repeat in timings.repeats)
@@ -77,13 +77,13 @@ def test_the_warm_up_runs_every_arm_and_is_not_among_the_repeats() -> None:
 
 def test_the_warm_up_goes_on_while_times_still_fall() -> None:
     falling = iter([60, 50, 40, 30, 20, 10] + [10] * 100)
-    timings = interleave({"x": Arm(prepare=lambda: None, run=lambda: spin(next(falling)))}, 1, CPU)
+    timings = interleave({"x": Arm(run=lambda: spin(next(falling)))}, 1, CPU)
     assert timings.num_warm_up_rounds >= 6
 
 
 def test_times_that_never_settle_are_timed_all_the_same_and_said_to_be_unsettled() -> None:
     restless = iter([1, 3] * 100)
-    timings = interleave({"x": Arm(prepare=lambda: None, run=lambda: spin(next(restless)))}, 2, CPU)
+    timings = interleave({"x": Arm(run=lambda: spin(next(restless)))}, 2, CPU)
     assert not timings.settled
     assert timings.num_warm_up_rounds == MOST_WARM_UP_ROUNDS
     assert len(timings.repeats) == 4
@@ -116,8 +116,8 @@ def test_the_mean_of_a_round_cancels_a_linear_drift() -> None:
 def test_an_arm_that_takes_twice_as_long_has_a_ratio_of_two() -> None:
     timings = interleave(
         {
-            "slow": Arm(prepare=lambda: None, run=lambda: time.sleep(0.04)),
-            "fast": Arm(prepare=lambda: None, run=lambda: time.sleep(0.02)),
+            "slow": Arm(run=lambda: time.sleep(0.04)),
+            "fast": Arm(run=lambda: time.sleep(0.02)),
         },
         5,
         CPU,
@@ -129,4 +129,4 @@ def test_an_arm_that_takes_twice_as_long_has_a_ratio_of_two() -> None:
 
 def test_an_error_in_an_arm_is_not_swallowed() -> None:
     with pytest.raises(ZeroDivisionError):
-        interleave({"x": Arm(prepare=lambda: None, run=lambda: 1 / 0)}, 1, CPU)
+        interleave({"x": Arm(run=lambda: 1 / 0)}, 1, CPU)

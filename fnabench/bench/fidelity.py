@@ -18,10 +18,11 @@ import torch
 from fnabench.attention.base import Attention
 from fnabench.attention.fna import Fna
 from fnabench.attention.fna_refined import FnaRefined
-from fnabench.bench.inputs import CPU, core_arm, random_inputs
+from fnabench.bench.inputs import CPU, random_inputs
 from fnabench.bench.report import Table, compare_arms, write
 from fnabench.bench.sinks import planted_sinks
 from fnabench.bench.vit_tiny import FEWER_IMAGES, against_cost, fidelity, real_inputs
+from fnabench.cost import core_arm
 from fnabench.progress import stderr
 from fnabench.timing import interleave
 

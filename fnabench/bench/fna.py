@@ -21,9 +21,9 @@ from fnabench.attention.exact import Exact
 from fnabench.attention.fna import Fna
 from fnabench.attention.fna_refined import FnaRefined
 from fnabench.attention.free import Free
-from fnabench.bench.inputs import CPU, core_arm, random_inputs, to_tensor
+from fnabench.bench.inputs import CPU, random_inputs, to_tensor
 from fnabench.bench.report import Row, Table, compare_arms, write
-from fnabench.cost import attach_alone
+from fnabench.cost import attach_alone, core_arm
 from fnabench.models.timm_vit import TimmBackbone
 from fnabench.progress import stderr
 from fnabench.timing import Arm, interleave
@@ -38,7 +38,7 @@ def attention_operation() -> Iterator[Row]:
         captured = random_inputs(num_tokens, num_layers=6)
         cores = {"exact": Exact(), "fna": Fna(), "fna_refined": FnaRefined()}
         arms = {name: core_arm(core, captured) for name, core in cores.items()}
-        arms["fna_refined, selection alone"] = Arm(prepare=lambda: None, run=partial(_choose, captured[0]))
+        arms["fna_refined, selection alone"] = Arm(run=partial(_choose, captured[0]))
         timings = interleave(arms, num_rounds, CPU)
         what = f"attention, N={num_tokens}, M=64, 6 layers a selection"
         for arm in arms:

@@ -117,7 +117,7 @@ def compare_forms(case: Case, num_rounds: int) -> Iterator[Row]:
         forms["variant, one graph"] = capture(forms["variant"])
     backend = fastest_backend(inputs, case.device)
     forms["exact"] = partial(run_preferring, backend, forms["exact"])
-    arms = {name: Arm(prepare=lambda: None, run=run) for name, run in forms.items()}
+    arms = {name: Arm(run=run) for name, run in forms.items()}
     timings = interleave(arms, num_rounds, case.device)
     what = f"attention, N={case.num_tokens}, exact by {backend.name.lower()}"
     for arm in forms:

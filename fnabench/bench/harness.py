@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader, Dataset
 from fnabench.attention.base import Attention
 from fnabench.attention.exact import Exact
 from fnabench.attention.fna import Fna
-from fnabench.bench.inputs import CPU, core_arm, random_inputs, to_tensor
+from fnabench.bench.inputs import CPU, random_inputs, to_tensor
 from fnabench.bench.report import Row, compare_arms, write
-from fnabench.cost import attach_alone
+from fnabench.cost import attach_alone, core_arm
 from fnabench.data.base import Sample, Source
 from fnabench.loader import Loader
 from fnabench.models.timm_vit import TimmBackbone
@@ -133,7 +133,7 @@ def _variants() -> dict[str, Attention]:
 
 
 def _arm(run: Callable[[], object]) -> Arm:
-    return Arm(prepare=lambda: None, run=run)
+    return Arm(run=run)
 
 
 class _Pairs(Dataset[tuple[torch.Tensor, int]]):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from fnabench.attention.base import Attention, AttentionInputs
-from fnabench.cost import run_cores
-from fnabench.timing import Arm
+from fnabench.attention.base import AttentionInputs
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -34,11 +30,6 @@ def random_inputs(num_tokens: int, num_layers: int) -> list[AttentionInputs]:
             AttentionInputs(q=qkv[0], k=qkv[1], v=qkv[2], x=x, layer=layer, scale=0.125, num_prefix=1, memo=memo)
         )
     return inputs
-
-
-def core_arm(core: Attention, captured: Sequence[AttentionInputs]) -> Arm:
-    """A variant on these layers as one forward would run it."""
-    return Arm(prepare=lambda: None, run=partial(run_cores, core, captured))
 
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:

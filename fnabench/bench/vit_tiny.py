@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 
 from fnabench.attention.base import Attention, AttentionInputs
 from fnabench.attention.exact import Exact
-from fnabench.bench.inputs import CPU, core_arm
+from fnabench.bench.inputs import CPU
 from fnabench.bench.report import Table, compare_arms
-from fnabench.cost import Probe, capture_inputs
+from fnabench.cost import Probe, capture_inputs, core_arm
 from fnabench.data.base import Source
 from fnabench.experiment import Experiment
 from fnabench.loader import Loader
