@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,11 @@ def assets() -> Path:
         if not (root / needed).is_file():
             pytest.skip(f"FNABENCH_ASSETS={root} does not hold {needed}")
     return root
+
+
+@pytest.fixture(scope="session")
+def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a small LLaVA of a family, by its name."""
+    from small_llava import save_llava
+
+    return cache(lambda family: save_llava(tmp_path_factory.mktemp(family), family))

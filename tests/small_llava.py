@@ -1,11 +1,19 @@
-"""Checkpoints of random weights in the layout of llava-hf: the real classes, a tokenizer of bytes, a processor."""
+"""Checkpoints of random weights in the layout of llava-hf: the real classes, a tokenizer of bytes, a processor, and
+what is asked about three pictures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
+
+from fnabench.data.base import Question, Sample, Source
+from fnabench.loader import Loader
+from fnabench.models.hf_llava import HfLlava
+from fnabench.tiles import stack
 
 FAMILIES = ("llava", "llava_next", "llava_onevision")
 PROMPT = "USER: <image>\n{} ASSISTANT:"
@@ -13,6 +21,10 @@ NUM_VISION, NUM_DECODER = 3, 4
 NUM_READ = {"llava": NUM_VISION - 1, "llava_next": NUM_VISION - 1, "llava_onevision": NUM_VISION}
 """Vision blocks up to the one that the projector reads."""
 EDGE, PATCH = 32, 8
+SIZES = ((48, 48), (40, 90), (EDGE, EDGE))
+"""Height and width of the images: two of them of other than native size, in 4 and 3 tiles with the whole image."""
+PROMPTS = [["what is it?", "hi"], ["which colour?"], ["two?"]]
+CPU = torch.device("cpu")
 GRID = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
 SPECIAL = ("<s>", "</s>", "<unk>", "<pad>", "<image>", "<video>")
 VISION = {
@@ -114,4 +126,67 @@ def build_processor(family: str, tokenizer):
         LlavaOnevisionImageProcessor(size=square, image_grid_pinpoints=GRID), tokenizer,
         LlavaOnevisionVideoProcessor(size=square), num_image_tokens=(EDGE // PATCH) ** 2,
         vision_feature_select_strategy="full", vision_aspect_ratio="anyres_max_9",
+    )  # fmt: skip
+
+
+def copied(folder, into):
+    for path in folder.iterdir():
+        (into / path.name).write_bytes(path.read_bytes())
+    return into
+
+
+def model(folder, **settings):
+    return HfLlava(checkpoint=str(folder), **settings)
+
+
+def load(folder, dtype=torch.float32, **settings):
+    chosen = model(folder, **settings)
+    chosen.blueprint()
+    chosen.check()
+    return chosen.load(CPU, dtype)
+
+
+def pictures():
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(256, size=(*size, 3), dtype=np.uint8)) for size in SIZES]
+
+
+def batch_of(backbone):
+    return stack([backbone.transform(picture) for picture in pictures()])
+
+
+def stock_model(folder):
+    """The checkpoint as transformers loads it, every vision block included."""
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="sdpa").eval()
+
+
+class Pictures(Source):
+    """The three pictures with their questions."""
+
+    name = "pictures"
+    provides = frozenset({"questions"})
+
+    def check(self):
+        pass
+
+    def fingerprint(self):
+        return "pictures"
+
+    def __len__(self):
+        return len(SIZES)
+
+    def __getitem__(self, index):
+        questions = tuple(
+            Question(id=f"{index} {prompt}", text=prompt, kind="any", answers=("yes",) * 10)
+            for prompt in PROMPTS[index]
+        )
+        return Sample(id=str(index), image=pictures()[index], questions=questions)
+
+
+def loader(backbone, **options):
+    return Loader(
+        source=Pictures(), transform=backbone.transform, batch_size=2, num_workers=0, device=CPU, dtype=torch.float32,
+        **options,
     )  # fmt: skip
