@@ -109,6 +109,7 @@ class Experiment:
         """Whether this is exact attention through the seam, which every other run is compared with."""
         return type(self.attention) is Exact
 
+    @cached_property
     def twin(self) -> Experiment:
         """The same experiment with exact attention."""
         names = {**self.names, "attention": "exact"}
@@ -182,18 +183,18 @@ class Experiment:
     def fit_key(self) -> str:
         """Hash of everything that changes what the task fits: the attention variant is no part of it."""
         names = ("task", "fitted_on", "model", "dtype", "device", "seed", "libraries", "code")
-        return digest({name: self.twin().identity[name] for name in names})
+        return digest({name: self.twin.identity[name] for name in names})
 
     @cached_property
     def text_key(self) -> str:
         """Hash of everything but the texts themselves that changes text features: the attention variant is no part."""
         names = ("model", "dtype", "device", "libraries", "code")
-        return digest({name: self.twin().identity[name] for name in names})
+        return digest({name: self.twin.identity[name] for name in names})
 
     @cached_property
     def transform_key(self) -> str:
         """Hash of everything that the model's transforms depend on: the attention variant is no part."""
-        return digest({name: self.twin().identity[name] for name in ("model", "libraries", "code")})
+        return digest({name: self.twin.identity[name] for name in ("model", "libraries", "code")})
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Record:
     exact_key: str
     """Key of the exact twin: the run that differs in the attention only; its own for exact itself."""
     status: str
-    """"complete", or "out of memory", which has no scores."""
+    """"complete", or "out of memory", which lacks its scores, its cost or both."""
     created: str
     """UTC, ISO 8601."""
     task: str

@@ -51,6 +51,7 @@ LAYERS = (
     ("store", "references"),
     ("text_memory", "token_masks"),
     ("experiment",),
+    ("passes",),
     ("run",),
     ("report", "trackers", "leaderboard", "figures.*", "bench.*", "train.*"),
     ("cli",),
