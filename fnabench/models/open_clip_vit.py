@@ -73,11 +73,7 @@ class OpenClipVit(Model):
                 )
 
     def weights_hash(self) -> str:
-        path = find_weights(self._pinned, WEIGHTS)
-        if not self._has_own_tokenizer:
-            return hash_file(path)
-        folder = _tokenizer_folder(self._pinned, path)
-        return digest([hash_file(each) for each in (path, *(folder / name for name in TOKENIZER))])
+        return self._hash
 
     def blueprint(self) -> Blueprint:
         with torch.device("meta"):
@@ -120,6 +116,14 @@ class OpenClipVit(Model):
     @property
     def _pinned(self) -> str:
         return pinned(self.checkpoint, self.revision)
+
+    @cached_property
+    def _hash(self) -> str:
+        path = find_weights(self._pinned, WEIGHTS)
+        if not self._has_own_tokenizer:
+            return hash_file(path)
+        folder = _tokenizer_folder(self._pinned, path)
+        return digest([hash_file(each) for each in (path, *(folder / name for name in TOKENIZER))])
 
     @property
     def _native_size(self) -> int:

@@ -59,7 +59,7 @@ class TimmVit(Model):
         _ = self._weights
 
     def weights_hash(self) -> str:
-        return hash_file(self._weights)
+        return self._hash
 
     @property
     def _architecture(self) -> str | None:
@@ -71,6 +71,10 @@ class TimmVit(Model):
         if is_model_pretrained(self.checkpoint):
             return pinned(HUB_PREFIX + timm.get_pretrained_cfg(self.checkpoint).hf_hub_id, self.revision)
         return pinned(self.checkpoint, self.revision)
+
+    @cached_property
+    def _hash(self) -> str:
+        return hash_file(self._weights)
 
     @property
     def _weights(self) -> Path:
