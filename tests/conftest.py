@@ -6,9 +6,13 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from small_world import SmallWorld
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if not torch.cuda.is_available():
@@ -47,3 +51,11 @@ def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
     from small_llava import save_llava
 
     return cache(lambda family: save_llava(tmp_path_factory.mktemp(family), family))
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> SmallWorld:
+    """The command line in a folder of its own."""
+    from small_world import SmallWorld
+
+    return SmallWorld(tmp_path, monkeypatch, capsys)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from small_world import NUM_IMAGES, SmallWorld
+from small_world import NUM_IMAGES
 
 from fnabench.store import read_record
 
@@ -30,11 +30,6 @@ except SystemExit:
     pass
 assert "torch" not in sys.modules
 """
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch, capsys):
-    return SmallWorld(tmp_path, monkeypatch, capsys)
 
 
 def test_one_command_records_the_run_and_its_exact_twin(world):

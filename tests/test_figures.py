@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_world import SmallWorld
 
 from fnabench import __main__
 from fnabench.bench.report import Table, write
@@ -20,11 +19,6 @@ from fnabench.store import ARRAYS, read_record
 
 pytest.importorskip("matplotlib")
 NAMES = ("growth", "rounds", "suppression", "suppression_heads", "places", "images")
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch, capsys):
-    return SmallWorld(tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture

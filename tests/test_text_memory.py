@@ -19,11 +19,6 @@ LINES = {
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch, capsys):
-    return SmallWorld(tmp_path, monkeypatch, capsys)
-
-
-@pytest.fixture
 def encoded(monkeypatch) -> list[str]:
     """Every text that goes through the bundled text tower."""
     texts: list[str] = []

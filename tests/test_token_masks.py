@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from builders import attention_inputs
-from small_world import NUM_IMAGES, SmallWorld, write_checkpoint
+from small_world import NUM_IMAGES, write_checkpoint
 
 from fnabench.attention.exact import Exact
 from fnabench.attention.fna import Fna
@@ -31,11 +31,6 @@ def stored(tokens="both", inner=None, **settings):
 
 def given(*ids, **changes):
     return replace(attention_inputs(batch=len(ids)), ids=ids, **changes)
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch, capsys):
-    return SmallWorld(tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture
