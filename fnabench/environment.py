@@ -107,16 +107,17 @@ def _checkout() -> tuple[str | None, bool | None]:
 
 
 def _gpu(device: torch.device) -> Gpu:
-    index = str(device.index or 0)
+    properties = torch.cuda.get_device_properties(device)
+    which = f"GPU-{properties.uuid}"  # torch counts the visible devices only, nvidia-smi all of them
     fields = ("driver_version", "clocks.sm", "clocks.mem", "clocks_throttle_reasons.active")
-    query = _output("nvidia-smi", "-i", index, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits")
+    query = _output("nvidia-smi", "-i", which, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits")
     driver, sm, memory, throttle = (
         [value.strip() for value in query.split(",")] if query and query.count(",") == 3 else [None] * 4
     )
-    processes = _output("nvidia-smi", "-i", index, "--query-compute-apps=pid", "--format=csv,noheader")
+    processes = _output("nvidia-smi", "-i", which, "--query-compute-apps=pid", "--format=csv,noheader")
     pids = set(processes.split()) - {str(os.getpid())} if processes is not None else None
     return Gpu(
-        name=torch.cuda.get_device_name(device),
+        name=properties.name,
         driver=driver,
         sm_clock_mhz=sm,
         memory_clock_mhz=memory,
