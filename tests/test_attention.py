@@ -24,7 +24,7 @@ CONVERGED = {"newton_schulz": 30, "ridge": 6, "pinv": 6}
 
 
 def solved(inverse: str, m: int, **options: object) -> Fna:
-    return Fna(num_landmarks=m, inverse=inverse, num_iterations=CONVERGED[inverse], ridge=1e-7, **options)  # type: ignore[arg-type]
+    return Fna(num_landmarks=m, inverse=inverse, num_iterations=CONVERGED[inverse], ridge=2.5e-6, **options)  # type: ignore[arg-type]
 
 
 def naive_fna(
@@ -140,6 +140,14 @@ def test_half_precision_is_near_full_precision(dtype: torch.dtype, tolerance: fl
     full = replace(half, q=q, k=k, v=v, x=x, memo={})
     variant = Fna(num_landmarks=7, features="input")
     torch.testing.assert_close(variant(half).float(), variant(full), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("inverse", INVERSES)
+def test_effective_values_beyond_fp16_become_its_largest_number(inverse: str) -> None:
+    inputs = attention_inputs(tokens=60, dtype=torch.float16)
+    for size in (1e4, 6e4):
+        output = Fna(num_landmarks=12, inverse=inverse)(replace(inputs, v=size * inputs.v.sign(), memo={}))
+        assert output.isfinite().all()
 
 
 @pytest.mark.parametrize("inverse", INVERSES)
@@ -280,6 +288,11 @@ def test_resampling_each_layer_chooses_anew() -> None:
         ({"features": "v"}, "features=v is not known; allowed: input, q, k, qk_concat"),
         ({"resample": "never"}, "resample=never"),
         ({"inverse": "lu"}, "inverse=lu"),
+        ({"num_iterations": -1}, "num_iterations=-1 must be at least 0"),
+        (
+            {"inverse": "ridge", "ridge": 0.0},
+            r"ridge=0\.0 is less than .* 64 landmarks .* at least 7\.6e-06, or inverse=pinv",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(options: dict[str, object], message: str) -> None:
@@ -295,6 +308,11 @@ def test_the_landmarks_must_outnumber_the_prefix_and_not_the_tokens(num_landmark
     else:
         with pytest.raises(ImpossibleError, match=r"choose 6\.\.17"):
             Fna(num_landmarks=num_landmarks).check(shape)
+
+
+def test_where_no_number_of_landmarks_fits_exact_attention_is_offered() -> None:
+    with pytest.raises(ImpossibleError, match=r"does not fit 17 tokens .* and 16 sinks; use attention=exact"):
+        Fna(num_sinks=16).check(shape_of(attention_inputs()))
 
 
 @pytest.mark.parametrize("features", ["input", "q"])

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from builders import attention_inputs, shape_of, softmax_attention
+from builders import attention_inputs, on_meta, shape_of, softmax_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from fnabench.attention.causal import block_size, causal_attention, cells_per_block, choose_cells
+from fnabench.attention.causal import block_size, cells_per_block, choose_nearest
+from fnabench.attention.cells import gather_cells
 from fnabench.attention.fna import Fna
 from fnabench.attention.fna_refined import FnaRefined
 from fnabench.attention.selection import Selection
@@ -119,15 +120,27 @@ def test_cells_are_chosen_once_a_forward():
     variant = Fna(num_landmarks=12)
     first, later = inputs(), inputs(seed=3)
     variant(first)
-    chosen = first.memo["causal cells"]
-    expected = causal_attention(later.q, later.k, later.v, chosen, 12, later.scale)
-    assert torch.equal(variant(replace(later, memo=first.memo)), expected)
-    assert not torch.equal(choose_cells(later, Selection(num_landmarks=12, features="q")).order, chosen.order)
+    chosen = first.memo["causal nearest"]
+    shared = variant(replace(later, memo=first.memo))
+    assert first.memo["causal nearest"] is chosen
+    assert not torch.equal(shared, variant(replace(later, memo={})))
+    assert torch.equal(shared, variant(replace(later, memo={"causal nearest": chosen})))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_later_layer_honours_padding_of_its_own(variant):
+    outputs = []
+    for given in (inputs(seed=3), changed_from(inputs(seed=3), 0, 5)):
+        first = inputs()
+        variant(first)
+        outputs.append(variant(replace(padded(given, 5), memo=first.memo))[1, :, 5:])
+    assert torch.equal(*outputs)
 
 
 def test_a_guaranteed_sink_has_a_cell_of_its_own_in_each_block():
-    cells = choose_cells(inputs(), Selection(num_landmarks=20, features="q", num_sinks=2))
-    assert cells.size.shape[1] > 3
+    num_cells = cells_per_block(TOKENS, 20)
+    assert num_cells > 3
+    cells = gather_cells(choose_nearest(inputs(), Selection(num_landmarks=20, features="q", num_sinks=2)), num_cells)
     assert (cells.size[:, :2] == 1).all()
 
 
@@ -138,10 +151,13 @@ def test_the_output_has_the_dtype_of_v_and_is_finite(dtype):
     assert output.isfinite().all()
 
 
-def test_the_formula_counts_what_a_counter_counts():
+@pytest.mark.parametrize("options", [{}, {"method": "kmeans"}, {"method": "grid"}, {"num_sinks": 2}, {"sketch": 5}])
+@pytest.mark.parametrize("num_landmarks", [6, 20])  # with 6, of which each block has one, there is no room for sinks
+def test_the_formula_counts_what_a_counter_counts(options, num_landmarks):
     given = inputs(batch=1)
-    cells = choose_cells(given, Selection(num_landmarks=6, features="q"))
-    counted = count_macs(lambda: causal_attention(given.q, given.k, given.v, cells, 6, given.scale))
+    variant = Fna(num_landmarks=num_landmarks, **options)
     shape = replace(shape_of(given), is_causal=True)
-    selection = 2 * 60 * cells_per_block(TOKENS, 6) * 8  # five blocks of twelve
-    assert Fna(num_landmarks=6).macs(shape, 1) == counted + selection
+    counted = count_macs(lambda: variant(on_meta(given)))
+    blocks = -(-TOKENS // block_size(num_landmarks)) * block_size(num_landmarks)
+    centring = 0 if variant.method == "grid" else blocks * min(8, variant.sketch or 8)  # seen, but no product
+    assert variant.macs(shape, 1) == counted - centring

@@ -308,6 +308,31 @@ def test_a_later_layer_honours_a_mask_of_its_own(options: dict[str, object]) -> 
     assert torch.equal(*outputs)
 
 
+@pytest.mark.parametrize("variant", [Fna(num_landmarks=8), *(refined(8, **options) for options in LADDER)])
+def test_a_later_layer_without_a_mask_sees_all_tokens(variant: Fna | FnaRefined) -> None:
+    """An image whose neighbours alone have masked tokens there is given a mask that lets all pass."""
+    kept, later = [1, *range(4, 17)], attention_inputs(seed=1)
+    outputs = []
+    for mask in (None, key_mask(list(range(17)), list(range(17)))):
+        first = attention_inputs(mask=key_mask(kept, kept))
+        variant(first)
+        outputs.append(variant(replace(later, mask=mask, memo=first.memo)))
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("num_prefix", [0, 1])
+@pytest.mark.parametrize("variant", [Fna(num_landmarks=8), *(refined(8, **options) for options in LADDER)])
+@pytest.mark.parametrize("options", [{}, {"method": "kmeans"}, {"method": "rpcholesky"}, {"num_sinks": 2}])
+def test_an_image_without_any_allowed_token_gives_zeros(
+    variant: Fna | FnaRefined, options: dict[str, object], num_prefix: int
+) -> None:
+    inputs = attention_inputs(num_prefix=num_prefix, mask=key_mask(list(range(17)), []))
+    output = replace(variant, **options)(inputs)  # type: ignore[arg-type]
+    assert output.isfinite().all()
+    assert not output[1].any()
+    assert all(len(set(row)) == len(row) for row in inputs.memo["landmarks"].index.tolist())
+
+
 def test_what_it_cannot_honour_is_refused() -> None:
     with pytest.raises(ImpossibleError, match="use attention=exact"):
         refined()(attention_inputs(mask=torch.ones(17, 17, dtype=torch.bool)))
@@ -338,6 +363,8 @@ def test_cells_of_the_first_layer_serve_the_later_ones() -> None:
         ({"features": "v"}, "features=v is not known; allowed: input, q, k, qk_concat"),
         ({"resample": "never"}, "resample=never"),
         ({"inverse": "lu"}, "inverse=lu"),
+        ({"ridge": -1e-3}, r"ridge=-0\.001 is less than"),
+        ({"ridge": 1e-5, "over": 2}, "of 128 landmarks in fp32; choose at least 1.5e-05"),
         ({"inverse": "newton_schulz", "over": 2}, "needs a square system, not over=2; use inverse=ridge"),
         ({"shrink": True, "cells": False}, "shrink=true needs cells=true and inverse=ridge"),
         ({"shrink": True, "inverse": "pinv"}, "shrink=true needs cells=true and inverse=ridge"),

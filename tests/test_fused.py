@@ -79,9 +79,7 @@ def test_without_a_cuda_device_nothing_is_tried() -> None:
     assert not AUTO.is_fused(inputs())
 
 
-@pytest.mark.parametrize(
-    "options", [{"cells": False}, {"scatter": False}, {"inverse": "pinv"}, {"shrink": True}, {"ridge": 0.0}]
-)
+@pytest.mark.parametrize("options", [{"cells": False}, {"scatter": False}, {"inverse": "pinv"}, {"shrink": True}])
 def test_settings_that_the_kernels_do_not_know_run_in_plain_pytorch(options: dict[str, object], proofs) -> None:
     given = inputs()
     variant = FnaRefined(num_landmarks=8, **options)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fnabench.attention.inverse import INVERSES, effective_values, macs_of_inverse, newton_schulz
+from fnabench.attention.inverse import INVERSES, check_inverse, effective_values, macs_of_inverse, newton_schulz
 from fnabench.errors import BadInputError
 
 
@@ -97,6 +97,21 @@ def test_the_inputs_are_left_alone(inverse: str) -> None:
     effective_values(a, u, inverse)
     assert torch.equal(a, before[0])
     assert torch.equal(u, before[1])
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(16, 16), (64, 64), (128, 64), (256, 256), (1024, 256)])
+def test_the_least_ridge_is_enough_for_rows_of_few_kinds(rows: int, columns: int) -> None:
+    least = 1.001 * rows * torch.finfo(torch.float32).eps
+    check_inverse("ridge", 6, least, rows)
+    with pytest.raises(BadInputError, match=f"of {rows} landmarks in fp32"):
+        check_inverse("ridge", 6, least / 2, rows)
+    for kinds in (1, 2, 5, 20):
+        for seed in range(5):
+            generator = torch.Generator().manual_seed(seed)
+            few = (3 * torch.randn(kinds, columns, generator=generator)).softmax(-1)
+            a = few[torch.randint(kinds, (rows,), generator=generator)]
+            u = torch.randn(rows, 5, generator=generator)
+            assert effective_values(a, u, "ridge", ridge=least).isfinite().all()
 
 
 def test_an_unknown_inverse_is_refused_with_the_known_ones() -> None:

@@ -167,6 +167,13 @@ def test_its_macs_are_those_that_a_counter_sees(method: str, num_sinks: int, ske
     assert selection.macs(shape_of(inputs)) == counted
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("num_landmarks", "num_sinks"), [(18, 0), (3, 2)])
+def test_landmarks_that_do_not_fit_these_inputs_are_refused(method: str, num_landmarks: int, num_sinks: int) -> None:
+    with pytest.raises(ImpossibleError, match=f"num_landmarks={num_landmarks} does not fit 17 tokens"):
+        choose(attention_inputs(), num_landmarks, method=method, num_sinks=num_sinks)
+
+
 # Sketches
 
 

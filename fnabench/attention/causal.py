@@ -17,7 +17,7 @@ from fnabench.attention.cells import Cells, gather_cells, nearest_landmark
 from fnabench.attention.selection import Selection
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
 
@@ -33,30 +33,27 @@ def cells_per_block(num_tokens: int, num_landmarks: int) -> int:
 
 
 def attend_causally(inputs: AttentionInputs, selection: Selection) -> Float[Tensor, "B H N D"]:
-    """`causal_attention` with the cells of this forward: chosen now, or by an earlier layer."""
-    cells = inputs.memo.get("causal cells")
-    if cells is None or selection.resample == "layer":
-        cells = inputs.memo["causal cells"] = choose_cells(inputs, selection)
+    """`causal_attention` under this layer's mask, with landmarks that are chosen now or were by an earlier layer."""
+    nearest = inputs.memo.get("causal nearest")
+    if nearest is None or selection.resample == "layer":
+        nearest = inputs.memo["causal nearest"] = choose_nearest(inputs, selection)
+    num_cells = cells_per_block(inputs.q.shape[2], selection.num_landmarks)
+    cells = gather_cells(nearest, num_cells, _present(inputs, block_size(selection.num_landmarks)))
     return causal_attention(
         inputs.q, inputs.k, inputs.v, cells, selection.num_landmarks, inputs.scale, inputs.key_mask()
     )
 
 
-def choose_cells(inputs: AttentionInputs, selection: Selection) -> Cells:
-    """The cells of every block, blocks counted through the batch: each token's nearest landmark of its own block."""
-    B, _, N, _ = inputs.q.shape
-    size, count = block_size(selection.num_landmarks), cells_per_block(N, selection.num_landmarks)
-    missing = -N % size
-    allowed = inputs.key_mask()
-    present = torch.ones(B, N, dtype=torch.bool, device=inputs.q.device) if allowed is None else allowed
-    present = pad(present, (0, missing)).reshape(-1, size)  # [B * blocks, block]
+def choose_nearest(inputs: AttentionInputs, selection: Selection) -> Int[Tensor, "B*blocks block"]:
+    """The nearest of the landmarks of its own block, for each token; blocks are counted through the batch."""
+    num_tokens, size = inputs.q.shape[2], block_size(selection.num_landmarks)
     q, k, v = (_blocks(each, size).flatten(0, 1) for each in (inputs.q, inputs.k, inputs.v))
-    x = pad(inputs.x, (0, 0, 0, missing)).reshape(-1, size, inputs.x.shape[-1])
+    x = pad(inputs.x, (0, 0, 0, -num_tokens % size)).reshape(-1, size, inputs.x.shape[-1])
     blocks = replace(inputs, q=q, k=k, v=v, x=x, num_prefix=0, mask=None, is_causal=False)
-    local = replace(selection, num_landmarks=count, num_sinks=min(count - 1, selection.num_sinks))
+    local = _of_block(selection, num_tokens)
     features = local.points(blocks)
-    landmarks = local.choose(blocks, features, present)
-    return gather_cells(nearest_landmark(features, landmarks, local.num_sinks), count, present)
+    landmarks = local.choose(blocks, features, _present(inputs, size))
+    return nearest_landmark(features, landmarks, local.num_sinks)
 
 
 def causal_attention(
@@ -108,14 +105,28 @@ def causal_attention(
 
 def macs_of_causal(shape: AttentionShape, selection: Selection, num_layers: int) -> int:
     """Multiply-accumulates of `attend_causally` in these layers for one image, the selection included."""
-    size = block_size(selection.num_landmarks)
-    cells = cells_per_block(shape.num_tokens, selection.num_landmarks)
+    size, local = block_size(selection.num_landmarks), _of_block(selection, shape.num_tokens)
+    cells = local.num_landmarks
     num_blocks = -(-shape.num_tokens // size)
     products = 2 * num_blocks * size * (num_blocks * cells + size) * shape.num_heads * shape.head_dim
     block = replace(shape, num_tokens=size)
-    nearest = size * cells * selection.num_features(shape)
-    choice = num_blocks * (replace(selection, num_landmarks=cells).macs(block) + nearest)
+    nearest = size * cells * local.num_features(shape)
+    choice = num_blocks * (local.macs(block) + nearest)
     return num_layers * products + (1 if selection.resample == "forward" else num_layers) * choice
+
+
+def _of_block(selection: Selection, num_tokens: int) -> Selection:
+    """What is chosen in each block of so many tokens."""
+    count = cells_per_block(num_tokens, selection.num_landmarks)
+    return replace(selection, num_landmarks=count, num_sinks=min(count - 1, selection.num_sinks))
+
+
+def _present(inputs: AttentionInputs, size: int) -> Bool[Tensor, "B*blocks block"]:
+    """The tokens that are no padding, neither the prompt's nor that of the last block."""
+    B, _, N, _ = inputs.q.shape
+    allowed = inputs.key_mask()
+    allowed = torch.ones(B, N, dtype=torch.bool, device=inputs.q.device) if allowed is None else allowed
+    return pad(allowed, (0, -N % size)).reshape(-1, size)
 
 
 def _blocks(tokens: Float[Tensor, "B H N D"], size: int) -> Float[Tensor, "B blocks H size D"]:

@@ -15,10 +15,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from fnabench.attention.base import Attention, AttentionInputs, AttentionShape
 from fnabench.attention.causal import attend_causally, macs_of_causal
-from fnabench.attention.inverse import INVERSES, effective_values, macs_of_inverse
+from fnabench.attention.inverse import check_inverse, effective_values, macs_of_inverse, round_values
 from fnabench.attention.landmarks import Landmarks
 from fnabench.attention.selection import Selection, one_head_each
-from fnabench.errors import one_of
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -54,8 +53,7 @@ class Fna(Attention):
 
     def __post_init__(self) -> None:
         Selection.of(self, self.num_landmarks)  # which refuses what it does not know
-        if self.inverse not in INVERSES:
-            raise one_of("inverse", self.inverse, INVERSES)
+        check_inverse(self.inverse, self.num_iterations, self.ridge, self.num_landmarks)
 
     def check(self, shape: AttentionShape) -> None:
         Selection.of(self, self.num_landmarks).check(shape)
@@ -71,8 +69,8 @@ class Fna(Attention):
             selection = Selection.of(self, self.num_landmarks)
             landmarks = selection.choose(inputs, selection.points(inputs), allowed)
             inputs.memo["landmarks"] = landmarks
-        elif allowed is not None:  # this layer's mask need not be the one that the landmarks were chosen under
-            landmarks = replace(landmarks, valid=allowed.gather(1, landmarks.index))
+        else:  # this layer's mask need not be the one that the landmarks were chosen under
+            landmarks = landmarks.under(allowed)
         return nystrom_attention(
             inputs.q,
             inputs.k,
@@ -119,5 +117,5 @@ def nystrom_attention(
     keys = None if allowed is None else allowed[:, None, None, :]
     landmark_keys = None if landmarks.valid is None else landmarks.valid[:, None, None, :]
     u = scaled_dot_product_attention(q_l, k, v, attn_mask=keys, scale=scale)
-    values = effective_values(a, u, inverse, num_iterations, ridge).to(v.dtype)
+    values = round_values(effective_values(a, u, inverse, num_iterations, ridge), v.dtype)
     return scaled_dot_product_attention(q, k_l, values, attn_mask=landmark_keys, scale=scale)

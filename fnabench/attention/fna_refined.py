@@ -17,11 +17,11 @@ from fnabench.attention.base import FUSED, Attention, AttentionInputs, Attention
 from fnabench.attention.causal import attend_causally, macs_of_causal
 from fnabench.attention.cells import gather_cells, nearest_landmark
 from fnabench.attention.fused import attend_proven, sample_proven
-from fnabench.attention.inverse import INVERSES, macs_of_inverse
+from fnabench.attention.inverse import check_inverse, macs_of_inverse
 from fnabench.attention.landmarks import Landmarks
 from fnabench.attention.refined import KeysOf, refined_attention
 from fnabench.attention.selection import Selection, one_head_each
-from fnabench.errors import BadInputError, ImpossibleError, one_of
+from fnabench.errors import BadInputError, ImpossibleError
 from fnabench.kernels.farthest_points import Sampled, sample_farthest_points
 from fnabench.kernels.limits import is_supported, require_attention, require_sampling, require_tensors
 from fnabench.kernels.refined_attention import refined_attention as fused_attention
@@ -89,16 +89,15 @@ class FnaRefined(Attention):
         Selection.of(self, self.num_landmarks)  # which refuses what it does not know
         if self.over < 1:
             raise BadInputError(f"over={self.over} must be at least 1")
-        if self.inverse not in INVERSES:
-            raise one_of("inverse", self.inverse, INVERSES)
+        check_inverse(self.inverse, self.num_iterations, self.ridge, self.over * self.num_landmarks)
         if self.inverse == "newton_schulz" and self.over > 1:
             raise BadInputError(f"inverse=newton_schulz needs a square system, not over={self.over}; use inverse=ridge")
         if self.shrink and not (self.cells and self.inverse == "ridge"):
             raise BadInputError("shrink=true needs cells=true and inverse=ridge; use shrink=false")
         if self.fused and not self._suits_kernels:
             raise BadInputError(
-                "fused=true needs cells=true, scatter=true, inverse=ridge, shrink=false and ridge above 0; "
-                "use fused=null or fused=false"
+                "fused=true needs cells=true, scatter=true, inverse=ridge and shrink=false; use "
+                "fused=null or fused=false"
             )
 
     def check(self, shape: AttentionShape) -> None:
@@ -165,10 +164,10 @@ class FnaRefined(Attention):
                 memo["nearest"] = nearest_landmark(features, own, inputs.num_prefix + self.num_sinks)
                 memo["cells"] = gather_cells(memo["nearest"], self.num_landmarks, allowed)
         landmarks: Landmarks = memo["landmarks"]
-        if allowed is None or is_new:
+        if is_new or (allowed is None and landmarks.valid is None):
             return landmarks, memo["cells"] if self.cells else landmarks.first(self.num_landmarks)
         # This layer's mask need not be the one that the landmarks were chosen under.
-        landmarks = replace(landmarks, valid=allowed.gather(1, landmarks.index))
+        landmarks = landmarks.under(allowed)
         if self.cells:
             return landmarks, gather_cells(memo["nearest"], self.num_landmarks, allowed)
         return landmarks, landmarks.first(self.num_landmarks)
@@ -211,7 +210,7 @@ class FnaRefined(Attention):
 
     @property
     def _suits_kernels(self) -> bool:
-        return self.cells and self.scatter and self.inverse == "ridge" and not self.shrink and self.ridge > 0
+        return self.cells and self.scatter and self.inverse == "ridge" and not self.shrink
 
     def _require_kernels(self, dtype: torch.dtype | None, num_tokens: int, head_dim: int, num_prefix: int) -> None:
         rows = self.over * self.num_landmarks

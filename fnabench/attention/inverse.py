@@ -6,13 +6,27 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fnabench.errors import one_of
+from fnabench.errors import BadInputError, one_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
 INVERSES = ("newton_schulz", "ridge", "pinv")
+
+
+def check_inverse(inverse: str, num_iterations: int, ridge: float, num_rows: int) -> None:
+    """Raise BadInputError for what `effective_values` cannot do with so many rows L."""
+    if inverse not in INVERSES:
+        raise one_of("inverse", inverse, INVERSES)
+    if num_iterations < 0:
+        raise BadInputError(f"num_iterations={num_iterations} must be at least 0")
+    least = num_rows * torch.finfo(torch.float32).eps  # what rounding takes from the eigenvalues of A^T A
+    if inverse == "ridge" and not ridge >= least:  # nor is NaN
+        raise BadInputError(
+            f"ridge={ridge} is less than rounding leaves of a system of {num_rows} landmarks in fp32; choose at least "
+            f"{least:.1e}, or inverse=pinv, which has none"
+        )
 
 
 def effective_values(
@@ -70,13 +84,20 @@ def shrunken_ridge(
 def newton_schulz(a: Float[Tensor, "*batch M M"], num_iterations: int) -> Float[Tensor, "*batch M M"]:
     """The approximate inverse after `num_iterations` third-order Newton-Schulz steps."""
     shape, a = a.shape, a.reshape(-1, *a.shape[-2:])
-    z = a.mT / a.sum(-2, keepdim=True).amax(-1, keepdim=True)
+    largest = a.sum(-2, keepdim=True).amax(-1, keepdim=True)
+    z = a.mT / largest.clamp_min(torch.finfo(a.dtype).tiny)  # a matrix of zeros has the inverse zero
     for _ in range(num_iterations):
         az = a @ z
         rest = torch.baddbmm(az, az, az, beta=7, alpha=-1)  # AZ (7 I - AZ), without a product with the identity
         rest = torch.baddbmm(az, az, rest, beta=15, alpha=-1)
         z = torch.baddbmm(z, z, rest, beta=13 / 4, alpha=-1 / 4)
     return z.reshape(shape)
+
+
+def round_values(values: Float[Tensor, "*batch M D"], dtype: torch.dtype) -> Float[Tensor, "*batch M D"]:
+    """To the dtype of v; what fp16 cannot hold becomes its largest number, not infinity."""
+    largest = torch.finfo(dtype).max
+    return values.clamp(-largest, largest).to(dtype) if dtype == torch.float16 else values.to(dtype)
 
 
 def macs_of_inverse(

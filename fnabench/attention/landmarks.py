@@ -25,6 +25,10 @@ class Landmarks:
         valid = None if self.valid is None else self.valid[:, :num_landmarks]
         return Landmarks(index=self.index[:, :num_landmarks], valid=valid)
 
+    def under(self, allowed: Bool[Tensor, "B N"] | None) -> Landmarks:
+        """The same tokens under another mask."""
+        return Landmarks(index=self.index, valid=None if allowed is None else allowed.gather(1, self.index))
+
     def gather(self, tokens: Float[Tensor, "B H N D"]) -> Float[Tensor, "B H M D"]:
         """The landmark rows of per-head tokens."""
         return tokens.transpose(1, 2)[self._image(), self.index].transpose(1, 2)
@@ -45,7 +49,7 @@ def centred(features: Float[Tensor, "B N F"], allowed: Bool[Tensor, "B N"] | Non
     x = features.detach().float()
     if allowed is None:
         return x - x.mean(1, keepdim=True)
-    weights = allowed.float() / allowed.sum(1, keepdim=True)
+    weights = allowed.float() / allowed.sum(1, keepdim=True).clamp_min(1)
     return x - weights[:, None] @ x
 
 
@@ -76,9 +80,7 @@ def farthest_points(
         index = torch.tensor([_choose(*image, num_landmarks) for image in images])
     else:
         index = _choose_in_batch(x, norms, distance, start, num_landmarks)
-    if allowed is None:
-        return Landmarks(index=index)
-    return Landmarks(index=index, valid=allowed.gather(1, index))
+    return Landmarks(index=index).under(allowed)
 
 
 def start_set(

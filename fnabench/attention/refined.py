@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from fnabench.attention.cells import Cells
-from fnabench.attention.inverse import effective_values, shrunken_ridge
+from fnabench.attention.inverse import effective_values, round_values, shrunken_ridge
 from fnabench.attention.landmarks import Landmarks
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def refined_attention(
         bias = _per_key(keys_of.valid)
     a = _softmax(scale * q_l.float() @ keys.float().mT, bias)  # [B, H, L, M]
     if landmarks.valid is not None:
-        a = a * landmarks.valid[:, None, :, None]  # the output of a masked token is no equation
+        # The output of a masked token is no equation; where all are masked its row is NaN.
+        a = a.masked_fill(~landmarks.valid[:, None, :, None], 0)
     unexplained = u.float() if prior is None else u.float() - a @ prior
     if shrink and isinstance(keys_of, Cells):
         # A landmark stands for the tokens of its cell; one without a cell for itself.
@@ -57,7 +58,7 @@ def refined_attention(
         values = shrunken_ridge(a, unexplained, ridge, weight)
     else:
         values = effective_values(a, unexplained, inverse, num_iterations, ridge)
-    values = _round(values if prior is None else prior + values, v.dtype)
+    values = round_values(values if prior is None else prior + values, v.dtype)
     output = scaled_dot_product_attention(q, keys, values, attn_mask=bias, scale=scale)
     return landmarks.scatter(output, u) if scatter else output
 
@@ -73,9 +74,3 @@ def _softmax(logits: Float[Tensor, "B H L M"], bias: Tensor | None) -> Float[Ten
     if bias.dtype == torch.bool:
         return logits.masked_fill(~bias, -torch.inf).softmax(-1)
     return (logits + bias.float()).softmax(-1)
-
-
-def _round(values: Float[Tensor, "B H M D"], dtype: torch.dtype) -> Float[Tensor, "B H M D"]:
-    """To the dtype of v; what fp16 cannot hold becomes its largest number, not infinity."""
-    largest = torch.finfo(dtype).max
-    return values.clamp(-largest, largest).to(dtype) if dtype == torch.float16 else values.to(dtype)

@@ -39,7 +39,7 @@ def first_of_order(
     start = start_set(num_prefix, guaranteed, rank[..., None])
     before = torch.arange(start.shape[1], dtype=rank.dtype, device=rank.device) - start.shape[1]
     index = rank.scatter(1, start, before.expand(start.shape)).argsort(dim=1, stable=True)[:, :num_landmarks]
-    return Landmarks(index=index, valid=None if allowed is None else allowed.gather(1, index))
+    return Landmarks(index=index).under(allowed)
 
 
 def random_pivots(
@@ -59,7 +59,7 @@ def random_pivots(
     B, N, _ = x.shape
     usable = torch.ones_like(x[..., 0], dtype=torch.bool) if allowed is None else allowed
     norms = x.square().sum(-1)
-    width = ((norms * usable).sum(1) / usable.sum(1)).clamp_min(torch.finfo(x.dtype).tiny)[:, None]
+    width = ((norms * usable).sum(1) / usable.sum(1).clamp_min(1)).clamp_min(torch.finfo(x.dtype).tiny)[:, None]
     draws = 0.999999 * torch.rand(num_landmarks, generator=torch.Generator().manual_seed(seed)).to(x.device)
     start = start_set(num_prefix, guaranteed, x)
     factor = x.new_zeros(B, N, num_landmarks)
@@ -78,7 +78,7 @@ def random_pivots(
         column = (-distance / (2 * width)).exp() - (factor[:, :, :m] @ row.mT)[..., 0]
         factor[:, :, m] = column / column.gather(1, newest).clamp_min(1e-9).sqrt()
         left = left - factor[:, :, m].square()
-    return Landmarks(index=index, valid=None if allowed is None else allowed.gather(1, index))
+    return Landmarks(index=index).under(allowed)
 
 
 def move_to_means(

@@ -73,12 +73,16 @@ class Selection:
 
     def check(self, shape: AttentionShape) -> None:
         """Raise ImpossibleError if a layer of this shape has too few tokens."""
-        least = shape.num_prefix + self.num_sinks + 1
-        if not least <= self.num_landmarks <= shape.num_tokens:
+        self._fit(shape.num_tokens, shape.num_prefix)
+
+    def _fit(self, num_tokens: int, num_prefix: int) -> None:
+        least = num_prefix + self.num_sinks + 1
+        if not least <= self.num_landmarks <= num_tokens:
             sinks = f" and {self.num_sinks} sinks" if self.num_sinks else ""
+            instead = f"choose {least}..{num_tokens}" if least <= num_tokens else "use attention=exact"
             raise ImpossibleError(
-                f"attention.num_landmarks={self.num_landmarks} does not fit {shape.num_tokens} tokens of which "
-                f"{shape.num_prefix} are prefix tokens{sinks}; choose {least}..{shape.num_tokens}"
+                f"attention.num_landmarks={self.num_landmarks} does not fit {num_tokens} tokens of which "
+                f"{num_prefix} are prefix tokens{sinks}; {instead}"
             )
 
     @classmethod
@@ -106,7 +110,8 @@ class Selection:
     def choose(
         self, inputs: AttentionInputs, features: Float[Tensor, "B N F"], allowed: Bool[Tensor, "B N"] | None
     ) -> Landmarks:
-        """The landmarks of these inputs, of which `points` gives the features."""
+        """The landmarks of these inputs, of which `points` gives the features; ImpossibleError if they do not fit."""
+        self._fit(features.shape[1], inputs.num_prefix)
         m, num_prefix = self.num_landmarks, inputs.num_prefix
         sinks = self.sinks(inputs, allowed)
         if self.method in ("grid", "random"):
@@ -180,7 +185,7 @@ def likely_sinks(
 def _mean_query(q: Float[Tensor, "B H N D"], allowed: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B H D"]:
     if allowed is None:
         return q.mean(2, dtype=torch.float32)
-    return (q.float() * allowed[:, None, :, None]).sum(2) / allowed.sum(1)[:, None, None]
+    return (q.float() * allowed[:, None, :, None]).sum(2) / allowed.sum(1).clamp_min(1)[:, None, None]
 
 
 def one_head_each(inputs: AttentionInputs) -> AttentionInputs:

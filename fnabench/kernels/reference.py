@@ -132,7 +132,7 @@ def sampling_shortfall(
 
     x = features.double()
     landmarks = x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
-    mean = (seen.double() / seen.sum(1, keepdim=True))[:, None] @ x  # the start where nothing else is
+    mean = (seen.double() / seen.sum(1, keepdim=True).clamp_min(1))[:, None] @ x  # the start where nothing else is
     chosen = torch.cat([mean, landmarks], 1)
     distance = torch.cdist(x, chosen, compute_mode="donot_use_mm_for_euclid_dist")  # by differences: equal ones are 0
     if num_alone:
