@@ -139,7 +139,7 @@ class Search:
             costs = self._costs(budget)
             exact = self._outputs(Exact(), [])
             measure = "cosine" if exact[0][1] is None else "kl"
-            kept: dict[int, tuple[list[int], float]] = {}
+            kept: list[tuple[int, list[int], float]] = []
             depth, nearest = 0, ""
             for number, towers in costs.items():
                 layers = [index for tower in towers if tower.saved(tower.layers) > 0 for index in tower.layers]
@@ -149,18 +149,19 @@ class Search:
                     if not (fidelity <= budget.max_kl if measure == "kl" else fidelity >= budget.min_cosine):
                         nearest = f"; {number} landmarks in block {chosen[0]} on give {measure}={fidelity:.2g}"
                         break
-                    kept[number], depth = (chosen, fidelity), depth + 1
-        saved = {number: sum(tower.saved(layers) for tower in costs[number]) for number, (layers, _) in kept.items()}
-        if not saved or max(saved.values()) <= 0:
+                    kept.append((number, chosen, fidelity))
+                    depth += 1
+        saved = [sum(tower.saved(layers) for tower in costs[number]) for number, layers, _ in kept]
+        most = max(saved, default=0.0)
+        if most <= 0:
             raise ImpossibleError(self._why_none(budget, nearest))
-        number = max(saved, key=saved.__getitem__)
-        layers, fidelity = kept[number]
+        number, layers, fidelity = kept[saved.index(most)]
         return Choice(
             num_landmarks=number,
             layers=tuple(layers),
             measure=measure,
             fidelity=fidelity,
-            time_ratio=1 + saved[number] / sum(tower.variant(layers) for tower in costs[number]),
+            time_ratio=1 + most / sum(tower.variant(layers) for tower in costs[number]),
         )
 
     def _variant(self, num_landmarks: int) -> Attention:

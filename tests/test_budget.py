@@ -74,6 +74,18 @@ def test_a_limit_between_them_gives_few_landmarks_the_last_layers(monkeypatch: p
     assert choice.fidelity == pytest.approx(by_depth[2], rel=1e-4)
 
 
+def test_a_layer_that_costs_more_than_exact_attention_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lower tower is worth it as a whole, but not its last layer alone, which is all that the fidelity allows."""
+    lower = TowerCost(layers=range(2), exact=3.0, first=5.0, further=0.5)
+    upper = TowerCost(layers=range(2, DEPTH), exact=10.0, first=3.0, further=2.0)
+    monkeypatch.setattr(Search, "_costs", lambda self, budget: {4: [lower, upper]})
+    monkeypatch.setattr(Search, "_fidelity", lambda self, number, layers, *_: 0.1 * len(layers))
+    choice = search().choose(replace(BUDGET, max_kl=0.35))
+    assert choice.layers == (2, 3)
+    assert choice.fidelity == pytest.approx(0.2)
+    assert choice.time_ratio == pytest.approx(20 / 5)
+
+
 def test_without_a_head_the_embeddings_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     with_costs(monkeypatch, few=10.0, many=10.0)
     choice = search(num_classes=0).choose(BUDGET)

@@ -54,13 +54,15 @@ def planted(mass: float, *, seed: int, tokens: int = 197, sink: int = 101, in_in
 @pytest.mark.parametrize("num_prefix", [0, 1, 4])
 @pytest.mark.parametrize("num_sinks", [0, 3])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("image", ["random", "constant", "zero", "huge"])
+@pytest.mark.parametrize("image", ["random", "constant", "zero", "huge", "copies"])
 def test_landmarks_are_distinct_and_begin_with_prefix_and_sinks(
     method: str, num_sinks: int, num_prefix: int, image: str
 ) -> None:
     inputs = attention_inputs(tokens=20, num_prefix=num_prefix)
     if image == "huge":
         inputs.x[:, 7] *= 1e4
+    elif image == "copies":
+        inputs = replace(inputs, x=inputs.x[:, torch.arange(20) // 3])
     elif image != "random":
         inputs = replace(inputs, x=torch.full_like(inputs.x, float(image == "constant")))
     for num_landmarks in (9, 20):

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
+EXPLAINED = 1e-6
+"""What is left of a kernel's diagonal of ones and is no more than rounding."""
 
 
 def golden_order(num_tokens: int, device: torch.device) -> Float[Tensor, " N"]:
@@ -69,14 +71,15 @@ def random_pivots(
         if m < start.shape[1]:
             newest = start[:, m : m + 1]
         else:  # the floors let duplicates be drawn where nothing is left, and masked tokens where all others are taken
-            chance = torch.where(usable, left.clamp_min(1e-9), 1e-30).scatter(1, index[:, :m], 0.0).cumsum(1)
+            chance = torch.where(usable, left.clamp_min(EXPLAINED), 1e-30).scatter(1, index[:, :m], 0.0).cumsum(1)
             newest = torch.searchsorted(chance, draws[m] * chance[:, -1:], right=True)
         index[:, m : m + 1] = newest
         point = x.gather(1, newest[..., None].expand(-1, 1, x.shape[-1]))  # [B, 1, F]
         distance = (norms + norms.gather(1, newest) - 2 * (x @ point.mT)[..., 0]).clamp_min(0)
         row = factor[:, :, :m].gather(1, newest[..., None].expand(-1, 1, m))
         column = (-distance / (2 * width)).exp() - (factor[:, :, :m] @ row.mT)[..., 0]
-        factor[:, :, m] = column / column.gather(1, newest).clamp_min(1e-9).sqrt()
+        own = column.gather(1, newest)
+        factor[:, :, m] = torch.where(own > EXPLAINED, column * own.clamp_min(EXPLAINED).rsqrt(), 0)
         left = left - factor[:, :, m].square()
     return Landmarks(index=index).under(allowed)
 
