@@ -226,6 +226,12 @@ def test_one_mask_for_all_images_of_a_batch_is_honoured() -> None:
     assert torch.equal(Fna(num_landmarks=6)(once), Fna(num_landmarks=6)(twice))
 
 
+def test_a_mask_of_one_flag_for_all_keys_is_honoured() -> None:
+    every = attention_inputs(mask=torch.ones(2, 1, 1, 1, dtype=torch.bool))
+    expected = Fna(num_landmarks=6)(replace(every, mask=key_mask(list(range(17)), list(range(17))), memo={}))
+    assert torch.equal(Fna(num_landmarks=6)(every), expected)
+
+
 @pytest.mark.parametrize(
     "mask",
     [

@@ -72,6 +72,11 @@ def test_no_token_sees_padding(variant, start, stop):
     assert before.isfinite().all()
 
 
+def test_a_padding_token_sees_only_itself():
+    given = padded(inputs(), 20)
+    torch.testing.assert_close(FNA(given)[1, :, :20], given.v[1, :, :20])
+
+
 def test_every_token_sees_each_earlier_one():
     """Through its cell at least: the gradient of the last token's output reaches all values."""
     given = inputs(batch=1)

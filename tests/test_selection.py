@@ -138,6 +138,22 @@ def test_kmeans_without_refinement_is_farthest_points() -> None:
     assert not torch.equal(choose(inputs, method="kmeans", num_refinements=2).index, plain.index)
 
 
+def test_random_pivots_are_drawn_by_what_is_left_of_the_kernel() -> None:
+    """In float64, the whole Schur complement written out; the draws are the same."""
+    inputs = attention_inputs(batch=1, tokens=30)
+    x = inputs.x[0].double()
+    width = (x - x.mean(0)).square().sum(-1).mean()
+    left = (-torch.cdist(x, x).square() / (2 * width)).exp()
+    draws = torch.rand(12, generator=torch.Generator().manual_seed(0))
+    chosen: list[int] = []
+    for draw in draws:
+        chance = left.diagonal().clamp_min(0).cumsum(0)
+        chosen.append(int((chance > draw * chance[-1]).nonzero()[0]) if chosen else 0)  # the prefix comes first
+        column = left[:, chosen[-1]]
+        left = left - column[:, None] * column / column[chosen[-1]]
+    assert choose(inputs, 12, method="rpcholesky").index[0].tolist() == chosen
+
+
 def test_random_pivots_explain_a_kernel_better_than_random_tokens() -> None:
     """The trace that a Nystrom approximation of the kernel leaves, in float64."""
     generator = torch.Generator().manual_seed(0)
@@ -214,6 +230,30 @@ def test_a_guaranteed_sink_is_never_missed(mass: float, method: str, by: str) ->
         inputs = planted(mass, seed=seed)
         index = choose(inputs, 8, method=method, num_sinks=1, sinks_by=by, features="q").index
         assert 101 in index[0]
+
+
+def test_mass_is_the_attention_of_each_head_s_mean_query() -> None:
+    inputs = attention_inputs(tokens=40)
+    logits = inputs.scale * inputs.q.double().mean(2, keepdim=True) @ inputs.k.double().mT
+    mass = logits.softmax(-1).mean(1)[:, 0, 1:]
+    assert torch.equal(likely_sinks(inputs, 39, "mass"), 1 + mass.argsort(1, descending=True))
+
+
+def test_a_sink_has_a_cell_of_its_own() -> None:
+    inputs = attention_inputs(tokens=60)
+    FnaRefined(num_landmarks=8, num_sinks=2)(inputs)
+    assert (inputs.memo["cells"].size[:, :3] == 1).all(), "as the prefix token"
+
+
+@pytest.mark.parametrize("part", ["q", "k"])
+def test_masked_tokens_move_no_sink(part: str) -> None:
+    kept = [0, *range(5, 17)]
+    inputs = attention_inputs(mask=key_mask(kept, kept))
+    changed = getattr(inputs, part).clone()
+    changed[:, 0, 1:5] = -30 * inputs.q[:, 0].mean(1, keepdim=True)
+    changed[:, 1, 1:5] = 30 * inputs.q[:, 1].mean(1, keepdim=True)
+    other = replace(inputs, **{part: changed})  # type: ignore[arg-type]
+    assert torch.equal(*(likely_sinks(each, 9, "mass", each.key_mask()) for each in (inputs, other)))
 
 
 def test_without_the_guarantee_the_paper_s_features_miss_sinks() -> None:

@@ -61,7 +61,7 @@ class AttentionInputs:
                 f"an attention mask of shape {list(self.mask.shape)} and {self.mask.dtype} cannot be honoured by this "
                 "attention variant: only a boolean key mask [B, 1, 1, N] can; use attention=exact"
             )
-        return self.mask[:, 0, 0].expand(self.q.shape[0], -1)
+        return self.mask[:, 0, 0].expand(self.q.shape[0], self.k.shape[2])
 
     def refuse_causal(self) -> None:
         """Raise ImpossibleError under a causal mask: for variants whose tokens see one another."""
