@@ -72,9 +72,12 @@ def test_no_token_sees_padding(variant, start, stop):
     assert before.isfinite().all()
 
 
-def test_a_padding_token_sees_only_itself():
-    given = padded(inputs(), 20)
-    torch.testing.assert_close(FNA(given)[1, :, :20], given.v[1, :, :20])
+def test_a_padding_token_sees_no_block_but_its_own():
+    allowed = torch.ones(2, TOKENS, dtype=torch.bool)
+    allowed[1, 20:27] = False  # with blocks of other tokens before it
+    given = replace(inputs(), mask=allowed[:, None, None])
+    v = given.v.index_fill(2, torch.arange(12), 1e3)
+    assert torch.equal(FNA(given)[1, :, 20:27], FNA(replace(given, v=v, memo={}))[1, :, 20:27])
 
 
 def test_every_token_sees_each_earlier_one():
@@ -130,6 +133,8 @@ def test_cells_are_chosen_once_a_forward():
     assert first.memo["causal nearest"] is chosen
     assert not torch.equal(shared, variant(replace(later, memo={})))
     assert torch.equal(shared, variant(replace(later, memo={"causal nearest": chosen})))
+    anew = replace(variant, resample="layer")
+    assert torch.equal(anew(replace(later, memo=first.memo)), anew(replace(later, memo={})))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

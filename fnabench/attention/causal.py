@@ -69,7 +69,7 @@ def causal_attention(
 
     A cell stands for its n tokens by their mean key and mean value and counts n times: logits s q kbar + log n. No
     token sees a later one nor padding, bit for bit; a sequence of one block gets exact attention. A padding token sees
-    only itself.
+    itself and what its own block has before it.
     """
     B, _, N, _ = q.shape
     size = block_size(num_landmarks)
@@ -80,7 +80,7 @@ def causal_attention(
     is_past = (index[:, None] > index).repeat_interleave(cells.size.shape[1], 1)  # [blocks, all cells]
     past = cells.size.reshape(B, 1, 1, -1).log().masked_fill(~is_past[:, None], -torch.inf)
     own = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
-    if allowed is not None:  # a padding token sees only itself
+    if allowed is not None:  # so that a padding token has something to see, itself
         present = pad(allowed, (0, -N % size)).reshape(B, num_blocks, size)
         past = past.masked_fill(~present[..., None], -torch.inf)
         own = (own & present[:, :, None]) | torch.eye(size, dtype=torch.bool, device=q.device)
