@@ -248,6 +248,7 @@ def test_tome_takes_any_number_of_patches(num_patches: int) -> None:
     ("make", "options", "message"),
     [
         (Nystromformer, {"num_landmarks": 0}, "num_landmarks=0 must be at least 1"),
+        (Nystromformer, {"num_iterations": -1}, "num_iterations=-1 must be at least 0"),
         (Performer, {"num_features": 0}, "num_features=0 must be at least 1"),
         (Tome, {"ratio": 0.6}, r"ratio=0.6 must lie in 0\.\.0.5"),
         (Tome, {"ratio": -0.1}, r"ratio=-0.1 must lie in 0\.\.0.5"),

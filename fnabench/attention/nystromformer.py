@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from fnabench.attention.base import Attention, AttentionInputs, AttentionShape
 from fnabench.attention.cells import Cells, gather_cells
-from fnabench.attention.inverse import effective_values, macs_of_inverse
+from fnabench.attention.inverse import check_inverse, effective_values, macs_of_inverse, round_values
 from fnabench.errors import BadInputError, ImpossibleError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Nystromformer(Attention):
     def __post_init__(self) -> None:
         if self.num_landmarks < 1:
             raise BadInputError(f"num_landmarks={self.num_landmarks} must be at least 1")
+        check_inverse("newton_schulz", self.num_iterations, 0.0, self.num_landmarks)
 
     def check(self, shape: AttentionShape) -> None:
         if not shape.num_prefix < self.num_landmarks <= shape.num_tokens:
@@ -56,7 +57,7 @@ class Nystromformer(Attention):
         q_l, k_l = segments.mean(q), segments.mean(k)  # [B, H, M, D], fp32
         a = (inputs.scale * q_l @ k_l.mT).softmax(-1)
         u = scaled_dot_product_attention(q_l.to(q.dtype), k, v, scale=inputs.scale)
-        values = effective_values(a, u, "newton_schulz", self.num_iterations).to(v.dtype)
+        values = round_values(effective_values(a, u, "newton_schulz", self.num_iterations), v.dtype)
         return scaled_dot_product_attention(q, k_l.to(k.dtype), values, scale=inputs.scale)
 
     def segments(self, inputs: AttentionInputs) -> Cells:
