@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
+from fnabench import __version__
+
 COMMANDS = {
     "figures": "fnabench.figures.command",
     "leaderboard": "fnabench.leaderboard",
@@ -15,6 +17,9 @@ COMMANDS = {
 
 def main() -> None:
     """The command line; a word in front, such as `leaderboard` or `verify`, is a command of its own."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"fnabench {__version__}")
+        return
     module = "fnabench.cli"
     if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
         module = COMMANDS[sys.argv.pop(1)]

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from inspect import get_annotations
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from fnabench.errors import FnabenchError, OutOfMemoryError, one_of
+from fnabench.errors import BadInputError, FnabenchError, OutOfMemoryError, one_of
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
@@ -25,6 +28,23 @@ DEBUG = "FNABENCH_DEBUG"
 """With this variable, or HYDRA_FULL_ERROR, set to 1 a mistake shows its traceback."""
 FORMATS = ("table", "json")
 USER_ERRORS = (FnabenchError, HydraException, OmegaConfBaseException)
+RUN_TYPES = {
+    "device": str,
+    "dtype": str,
+    "seed": int,
+    "loader": {"batch_size": int, "num_workers": int | None, "num_processes": int | None},
+    "results_dir": str,
+    "rerun": bool,
+    "format": str,
+}
+"""Of the settings that no part's constructor takes."""
+TYPE_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text (a number in two kinds of quotes: \"'1'\")",
+    NoneType: "null",
+}
 
 _UNKNOWN_CHOICE = re.compile(
     r"Could not find '(?P<group>.*?)/(?P<name>[^'/]*)' Available options in '.*?': (?P<all>.*?)( Config|$)"
@@ -63,6 +83,7 @@ def compose(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     """The configuration of one job as its command line would compose it, and the chosen name of each part."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
+    check_types(cfg)
     choices = {str(kind): str(name) for kind, name in cfg.hydra.runtime.choices.items()}
     return OmegaConf.masked_copy(cfg, [name for name in cfg if name != "hydra"]), choices
 
@@ -84,6 +105,7 @@ def _run(cfg: DictConfig) -> None:
     from fnabench.run import run
     from fnabench.store import Store
 
+    check_types(cfg)
     if cfg.format not in FORMATS:
         raise one_of("format", cfg.format, FORMATS)
     tracker = hydra.utils.instantiate(cfg.tracker)
@@ -100,6 +122,63 @@ def _run(cfg: DictConfig) -> None:
             f"probe.batch_size={experiment.probe.batch_size}; "
             f"recorded in {outcome.folder}; choose smaller ones, a smaller model.image_size or another device"
         )
+
+
+def check_types(cfg: DictConfig) -> None:
+    """Refuse a value that is not of the type which its constructor names."""
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    for name, value, type_ in _typed(values, RUN_TYPES):
+        if value != "???" and not _is_a(value, type_):
+            raise BadInputError(f"{name}={value} must be {_in_words(type_)}")
+    if cfg.seed < 0:
+        raise BadInputError(f"seed={cfg.seed} must be at least 0")
+
+
+def _typed(values: Mapping[str, Any], types: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Every value whose type is known: its full name, itself, its type."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            inner = types.get(name)
+            yield from _typed(value, inner if isinstance(inner, Mapping) else _types_of(value), f"{prefix}{name}.")
+        elif name in types:
+            yield f"{prefix}{name}", value, types[name]
+
+
+def _types_of(part: Mapping[str, Any]) -> dict[str, Any]:
+    """What the annotations of a part's class say, but for names that are there for a type checker alone."""
+    types: dict[str, Any] = {}
+    with suppress(ImportError):  # which Hydra tells when it builds the part
+        target = hydra.utils.get_object(part.get("_target_", "builtins.object"))
+        for base in reversed(getattr(target, "__mro__", ())):
+            known = vars(sys.modules[base.__module__])
+            for name, annotation in get_annotations(base).items():
+                with suppress(NameError):
+                    types[name] = eval(annotation, known) if isinstance(annotation, str) else annotation
+    return types
+
+
+def _is_a(value: Any, type_: Any) -> bool:
+    if isinstance(type_, UnionType):
+        return any(_is_a(value, each) for each in get_args(type_))
+    if get_origin(type_) is tuple:
+        types = get_args(type_)
+        if not isinstance(value, list) or not (types[1:] == (...,) or len(value) == len(types)):
+            return False
+        return all(_is_a(each, types[0]) for each in value)
+    if type_ not in TYPE_WORDS:
+        return True
+    if isinstance(value, bool):
+        return type_ is bool
+    return isinstance(value, (int, float) if type_ is float else type_)
+
+
+def _in_words(type_: Any) -> str:
+    if isinstance(type_, UnionType):
+        return " or ".join(map(_in_words, get_args(type_)))
+    if get_origin(type_) is tuple:
+        types = get_args(type_)
+        return f"a list of {'' if ... in types else f'{len(types)} times '}{_in_words(types[0])}"
+    return TYPE_WORDS.get(type_, str(type_))
 
 
 class TellEnd(Callback):  # type: ignore[misc]
@@ -131,12 +210,17 @@ def _one_line(error: BaseException) -> str:
     """What went wrong in one line: our own errors as they are, Hydra's without its search path."""
     while not isinstance(error, FnabenchError) and isinstance(error.__cause__, (*USER_ERRORS, TypeError)):
         error = error.__cause__
+    if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and error.parent_node is not None:
+        allowed = [str(name) for name in error.parent_node if name != "_target_"]
+        return f"{error.full_key} is not known; allowed: {', '.join(allowed) or 'none'}"
     text = " ".join(str(error).split())
     if launcher := _MISSING_LAUNCHER.search(text):
         extra = launcher["extra"]
         return f"hydra/launcher={extra} is an optional part; install it with: pip install 'fnabench[{extra}]'"
     if missing := _UNKNOWN_CHOICE.search(text):
         return str(one_of(missing["group"], missing["name"], missing["all"].split()))
+    if word := re.search(r"Error parsing override '([^'=]*)' missing EQUAL", text):
+        return f"{word[1]} is neither a command (figures, leaderboard, verify) nor a setting (name=value); see --help"
     if mandatory := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{mandatory[1]} has no default; give {mandatory[1]}=..."
     return re.sub(

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load, save
 from torch import Tensor
 
+from fnabench.errors import BadInputError, reason_of
 from fnabench.models.weights_file import hash_file
 from fnabench.progress import stderr
 from fnabench.record import CorruptRecordError, Record, from_json, to_json
@@ -66,37 +67,49 @@ class Store:
     def lock(self, key: str) -> Iterator[None]:
         """Held by the one process that computes a key; released by the system if that process dies."""
         folder = self.root / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f"{key[:SHORT_KEY]}.lock")
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            stderr.print(f"waiting for another process that computes {key[:SHORT_KEY]} ...")
-            lock.acquire()
+        with self._writing():
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                stderr.print(f"waiting for another process that computes {key[:SHORT_KEY]} ...")
+                lock.acquire()
         try:
             yield
         finally:
             lock.release()
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Tells a folder that cannot be written, such as one of another user or a full disk, in one line."""
+        try:
+            yield
+        except OSError as error:
+            raise BadInputError(
+                f"results_dir={self.root} cannot be written: {reason_of(error)}; give another results_dir=..."
+            ) from error
+
     def save(self, record: Record, scores: Scores | None, timings: Mapping[str, Timings]) -> Record:
         """Write the record with its files into a temporary folder and move it to its place, replacing an older one."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
-        try:
-            if scores is not None:
-                pq.write_table(_samples_table(scores), temporary / SAMPLES)
-                if scores.arrays:
-                    np.savez_compressed(temporary / ARRAYS, **dict[str, Any](scores.arrays))
-                if scores.rows:
-                    pq.write_table(pa.table(dict(scores.rows)), temporary / ROWS)
-            if timings:
-                pq.write_table(_latencies_table(timings), temporary / LATENCIES)
-            record = replace(record, files={path.name: hash_file(path) for path in sorted(temporary.iterdir())})
-            (temporary / RECORD).write_text(to_json(record), encoding="utf-8")
-            temporary.chmod(0o755)
-            _move(temporary, self.folder(record))
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with self._writing():
+            self.root.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
+            try:
+                if scores is not None:
+                    pq.write_table(_samples_table(scores), temporary / SAMPLES)
+                    if scores.arrays:
+                        np.savez_compressed(temporary / ARRAYS, **dict[str, Any](scores.arrays))
+                    if scores.rows:
+                        pq.write_table(pa.table(dict(scores.rows)), temporary / ROWS)
+                if timings:
+                    pq.write_table(_latencies_table(timings), temporary / LATENCIES)
+                record = replace(record, files={path.name: hash_file(path) for path in sorted(temporary.iterdir())})
+                (temporary / RECORD).write_text(to_json(record), encoding="utf-8")
+                temporary.chmod(0o755)
+                _move(temporary, self.folder(record))
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
         return record
 
     def find_fitted(self, key: str) -> Fitted | None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from small_world import NUM_IMAGES
 
+from fnabench import __main__, __version__
 from fnabench.store import read_record
 
 KEYS = [
@@ -152,12 +153,47 @@ def test_an_unknown_choice_names_the_allowed_ones(world):
     assert line.endswith(", native")
 
 
-def test_an_unknown_option_is_one_line(world):
-    assert "colour" in world.refused(colour="red")
+def test_an_unknown_option_names_the_known_ones(world):
+    line = world.refused(colour="red")
+    assert line.startswith("fnabench: colour is not known; allowed: ")
+    assert "seed, data, loader" in line
 
 
-def test_an_unknown_setting_of_a_variant_is_one_line(world):
-    assert "num_points" in world.refused(attention__num_points="4")
+def test_an_unknown_setting_of_a_variant_names_the_known_ones(world):
+    line = world.refused(attention__num_points="4")
+    assert line.startswith("fnabench: attention.num_points is not known; allowed: num_landmarks, features, ")
+    assert "budget.max_kl is not known; allowed: none" in world.refused(budget__max_kl="0.1")
+
+
+def test_a_word_that_is_no_command_is_told_the_commands(world):
+    assert world.run("leader")[2].startswith("fnabench: leader is neither a command (figures, leaderboard, verify) nor")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("seed", "many", "a whole number"),
+        ("seed", "-1", "at least 0"),
+        ("rerun", "maybe", "true or false"),
+        ("results_dir", "3", "text"),
+        ("loader.batch_size", "two", "a whole number"),
+        ("loader.num_workers", "2.5", "a whole number or null"),
+        ("attention.num_landmarks", "null", "a whole number"),
+        ("attention.ridge", "small", "a number"),
+        ("task.ks", "[1,a]", "a list of a whole number"),
+        ("model.mean", "[1,2]", "a list of 3 times a number or null"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(world, name, value, wanted):
+    task = {"task": "retrieval"} if name == "task.ks" else {}
+    line = world.refused(**task, **{name: value})
+    assert line.startswith(f"fnabench: {name}=")
+    assert f"must be {wanted}" in line
+
+
+def test_a_setting_of_a_part_inside_a_part_is_checked_too(world):
+    line = world.refused(attention="fna_masked", attention__inner__num_landmarks="1.5", attention__num_landmarks=None)
+    assert "attention.inner.num_landmarks=1.5 must be a whole number" in line
 
 
 def test_a_wrong_value_names_the_allowed_ones(world):
@@ -361,6 +397,12 @@ def test_help_is_quick_and_imports_no_torch(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "What replacing the attention" in done.stdout
     assert "attention: " in done.stdout
+
+
+def test_version_is_that_of_fnabench(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["fnabench", "--version"])
+    __main__.main()
+    assert capsys.readouterr().out == f"fnabench {__version__}\n"
 
 
 def test_python_m_fnabench_from_any_folder(world):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from records import a_record, some_scores, some_timings
 
+from fnabench.errors import BadInputError
 from fnabench.record import CorruptRecordError, from_json, to_json
 from fnabench.store import Store, read_record, read_scores
 
@@ -58,6 +59,15 @@ def test_a_write_that_fails_leaves_no_record_and_keeps_the_older(store, monkeypa
         saved(store)
     assert read_record(folder) == record
     assert [path.name for path in store.root.iterdir() if path.name.startswith(".tmp")] == []
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    unwritable = Store(tmp_path / "file")
+    with pytest.raises(BadInputError, match=r"file cannot be written: .* give another results_dir="):
+        saved(unwritable)
+    with pytest.raises(BadInputError, match="Not a directory"), unwritable.lock("0" * 64):
+        pass
 
 
 def test_a_process_killed_while_writing_leaves_nothing_that_is_read(store):
