@@ -17,7 +17,7 @@ from fnabench.store import Store, read_record
 
 FILE = "LEADERBOARD.md"
 COLUMNS = (
-    "model", "px", "tokens", "attention", "blocks", "score (%)", "difference to exact", "agrees (%)",
+    "model", "px", "tokens", "attention", "blocks", "score ({unit})", "difference to exact", "agrees (%)",
     "end to end", "attention only", "ceiling", "peak MiB", "GMACs", "device", "verified", "record",
 )  # fmt: skip
 SIGNIFICANT = 0.05
@@ -47,7 +47,7 @@ def main() -> None:
     for problem in problems:
         print(f"skipped: {problem}", file=sys.stderr)
     (root / FILE).write_text(to_markdown(records, problems, verifications), encoding="utf-8")
-    print(f"{root / FILE}: {len(records)} records, {len(problems)} skipped")
+    print(f"{root / FILE}: {len(records)} record{'s' * (len(records) != 1)}, {len(problems)} skipped")
 
 
 def read_all(store: Store) -> tuple[list[Record], list[str]]:
@@ -75,23 +75,39 @@ def read_verifications(root: Path) -> tuple[list[Verification], list[str]]:
 def to_markdown(
     records: Iterable[Record], problems: Sequence[str] = (), verifications: Sequence[Verification] = ()
 ) -> str:
-    """The whole page: one table a task and data set."""
+    """The whole page: one table a data set and task with its settings."""
     parts = [HEAD]
     ordered = sorted(records, key=lambda r: (r.task, r.data, r.model, r.image_size, -r.num_samples, _rank(r), r.key))
-    for (task, data), group in groupby(ordered, key=lambda record: (record.task, record.data)):
-        rows = list(group)
-        stars = _significant(rows)
-        words = rows[0].descriptions.get("data")
-        parts.append(f"## {task} on {data}{f' ({words})' if words else ''}: {rows[0].metric}\n")
-        parts.append(_line(COLUMNS) + "\n" + _line(["---"] * len(COLUMNS)))
-        settings = _settings_to_show(rows)
-        lines = [_line(_cells(record, settings, record.key in stars, verifications)) for record in rows]
-        parts[-1] += "".join("\n" + line for line in lines) + "\n"
+    for _, same_task in groupby(ordered, key=lambda record: (record.task, record.data)):
+        for heading, group in _tables(list(same_task)).items():
+            columns = [name.format(unit=group[0].units.get(group[0].metric, "%")) for name in COLUMNS]
+            settings, stars = _settings_to_show(group), _significant(group)
+            lines = [_line(_cells(record, settings, record.key in stars, verifications)) for record in group]
+            parts.append(f"## {heading}\n")
+            parts.append("\n".join([_line(columns), _line(["---"] * len(columns)), *lines]) + "\n")
     if len(parts) == 1:
         parts.append("No record yet.\n")
     if problems:
         parts.append("## Skipped\n\n" + "\n".join(f"* {problem}" for problem in problems) + "\n")
     return "\n".join(parts)
+
+
+def _tables(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records of one task and data set by a heading, which names the settings of the task that tell tables apart."""
+    settings = [shown(record.identity.get("task", {})) for record in records]
+    names = _differing(settings)
+    tables: dict[str, list[Record]] = {}
+    for record, values in zip(records, settings, strict=True):
+        words = record.descriptions.get("data")
+        on = f"{record.task} on {record.data}{f' ({words})' if words else ''}: {record.metric}"
+        tables.setdefault(", ".join([on, *(f"{name}={values.get(name)}" for name in names)]), []).append(record)
+    return tables
+
+
+def _differing(settings: Sequence[Mapping[str, object]]) -> list[str]:
+    """The names whose value is not the same everywhere."""
+    names = dict.fromkeys(name for each in settings for name in each)
+    return [name for name in names if len({str(each.get(name)) for each in settings}) > 1]
 
 
 def _cells(
@@ -139,8 +155,7 @@ def _settings_to_show(records: Sequence[Record]) -> dict[str, list[str]]:
     chosen: dict[str, list[str]] = {}
     for attention in {record.attention for record in records}:
         settings = [shown(record.identity["attention"]) for record in records if record.attention == attention]
-        names = list(settings[0])
-        chosen[attention] = [n for n in names if n == names[0] or len({str(each.get(n)) for each in settings}) > 1]
+        chosen[attention] = list(dict.fromkeys([*list(settings[0])[:1], *_differing(settings)]))
     return chosen
 
 

@@ -17,6 +17,8 @@ from fnabench.statistics import Estimate
 WIDTH = 100
 """Columns that every table fits."""
 MISSING = "-"
+FORMS = {"%": (100, ".2f"), "tokens": (1, ".2f")}
+"""Factor and format of a score by its unit; others are small numbers."""
 
 
 def to_json(outcome: Outcome) -> str:
@@ -75,14 +77,14 @@ def _accuracy_rows(record: Record, exact: Record) -> list[tuple[str, str, str, s
     rows = []
     for name, score in record.scores.items():
         unit = record.units.get(name, "%")
-        factor, form = (100, ".2f") if unit == "%" else (1, ".5f")
+        factor, form = FORMS.get(unit, (1, ".5f"))
         comparison = record.comparisons.get(name)
         theirs = exact.scores.get(name)
         rows.append(
             (
                 f"{name} ({unit})",
                 f"{factor * theirs.value:{form}}" if theirs else MISSING,
-                f"{factor * score.value:{form}}",
+                f"{factor * score.value:{form}}" if record is not exact else "",  # scored once, timed twice
                 f"{comparison.difference.times(factor):+{form}}" if comparison else MISSING,
             )
         )

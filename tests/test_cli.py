@@ -45,6 +45,11 @@ def test_one_command_records_the_run_and_its_exact_twin(world):
     assert max(len(line) for line in out.splitlines()) <= 100
 
 
+def test_exact_attention_alone_shows_its_score_once(world):
+    row = next(line for line in world.run(attention="exact")[1].splitlines() if "top1 (%)" in line)
+    assert [bool(cell.strip()) for cell in row.split("│")[2:4]] == [True, False]
+
+
 def test_the_same_command_again_computes_nothing(world):
     world.run()
     before = {path: path.stat().st_mtime_ns for path in world.results.rglob("*.json")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 from records import a_cost, a_record, some_scores
@@ -37,6 +38,28 @@ def test_a_row_shows_the_numbers_of_its_record():
         assert cell in row
 
 
+def test_protocols_of_a_task_are_tables_of_their_own():
+    def by(method):
+        record = with_landmarks(16)
+        return replace(
+            record, identity=record.identity | {"task": {"class": "C", "method": method, "k": 20}}, key=method
+        )
+
+    page = leaderboard.to_markdown([by("knn"), by("linear"), by("knn")])
+    assert [line for line in page.splitlines() if line.startswith("## ")] == [
+        "## classification on folder (made up): top1, method=knn",
+        "## classification on folder (made up): top1, method=linear",
+    ]
+    assert len(rows(page)) == 3
+
+
+def test_a_score_stands_under_its_unit():
+    assert "| score (%) |" in leaderboard.to_markdown([with_landmarks(16)])
+    page = leaderboard.to_markdown([with_landmarks(16, units={"top1": "tokens"})])
+    assert "| score (tokens) |" in page
+    assert "| 0.75 of 4 |" in page
+
+
 def test_a_star_needs_significance_after_correction():
     def compared(p_value):
         difference = Estimate(value=-0.25, low=-0.5, high=-0.1)
@@ -62,7 +85,7 @@ def test_the_command_names_a_corrupt_record_and_skips_it(tmp_path, monkeypatch, 
     monkeypatch.setattr(sys, "argv", ["fnabench leaderboard", str(store.root)])
     leaderboard.main()
     out, err = capsys.readouterr()
-    assert "1 records, 1 skipped" in out
+    assert "1 record, 1 skipped" in out
     assert str(store.folder(bad)) in err
     page = (store.root / "LEADERBOARD.md").read_text()
     assert [row.split(" | ")[-1] for row in rows(page)] == [f"{good.key[:12]} |"]
