@@ -121,10 +121,10 @@ def _cells(
         agreement = "-" if comparison.agreement is None else f"{100 * comparison.agreement:.1f}"
     gpu = record.environment.gpu
     return [
-        record.model,
+        _named("model", record, settings),
         "x".join(str(edge) for edge in record.image_size),
         str(record.num_tokens),
-        _attention(record, settings[record.attention]),
+        _named("attention", record, settings),
         f"{len(record.layers)}/{record.num_layers}",
         f"{factor * record.score.value:.2f} of {record.num_samples}" if record.score else record.status,
         difference,
@@ -151,18 +151,28 @@ def _verified(record: Record, verifications: Sequence[Verification]) -> str:
 
 
 def _settings_to_show(records: Sequence[Record]) -> dict[str, list[str]]:
-    """For each attention the settings that tell its rows apart, and always its first, which is its main one."""
+    """For each model and attention the settings that tell its rows apart, but the image size, which has a column; of
+    an attention always its first setting, which is its main one."""
     chosen: dict[str, list[str]] = {}
-    for attention in {record.attention for record in records}:
-        settings = [shown(record.identity["attention"]) for record in records if record.attention == attention]
-        chosen[attention] = list(dict.fromkeys([*list(settings[0])[:1], *_differing(settings)]))
+    for kind in ("model", "attention"):
+        for name in {getattr(record, kind) for record in records}:
+            settings = [_settings(kind, record) for record in records if getattr(record, kind) == name]
+            main = list(settings[0])[:1] if kind == "attention" else []
+            chosen[f"{kind}={name}"] = list(dict.fromkeys([*main, *_differing(settings)]))
     return chosen
 
 
-def _attention(record: Record, names: Sequence[str]) -> str:
-    """The variant with the settings to show."""
-    values = shown(record.identity["attention"])
-    return " ".join([record.attention, *(f"{name}={values.get(name)}" for name in names)])
+def _settings(kind: str, record: Record) -> dict[str, object]:
+    values = shown(record.identity.get(kind, {}))
+    return {
+        name: str(value)[:12] if name == "weights" else value for name, value in values.items() if name != "image_size"
+    }
+
+
+def _named(kind: str, record: Record, to_show: Mapping[str, Sequence[str]]) -> str:
+    """A record's model or attention with the settings to show."""
+    name, values = getattr(record, kind), _settings(kind, record)
+    return " ".join([name, *(f"{each}={values.get(each)}" for each in to_show[f"{kind}={name}"])])
 
 
 def _significant(records: Sequence[Record]) -> set[str]:

@@ -53,6 +53,16 @@ def test_protocols_of_a_task_are_tables_of_their_own():
     assert len(rows(page)) == 3
 
 
+def test_one_model_with_other_settings_is_told_apart():
+    def scoped(scope, edge):
+        record = an_exact_record()
+        model = {"class": "M", "scope": scope, "image_size": edge, "weights": "0123456789abcdef"}
+        return replace(record, identity=record.identity | {"model": model}, key=f"{scope}{edge}")
+
+    page = leaderboard.to_markdown([scoped("vision", 64), scoped("vision", 96), scoped("decoder", 64)])
+    assert {row.split(" | ")[0] for row in rows(page)} == {"| timm scope=vision", "| timm scope=decoder"}
+
+
 def test_a_score_stands_under_its_unit():
     assert "| score (%) |" in leaderboard.to_markdown([with_landmarks(16)])
     page = leaderboard.to_markdown([with_landmarks(16, units={"top1": "tokens"})])
