@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from fnabench import __version__
+import fnabench
 
 COMMANDS = {
     "figures": "fnabench.figures.command",
@@ -18,7 +18,7 @@ COMMANDS = {
 def main() -> None:
     """The command line; a word in front, such as `leaderboard` or `verify`, is a command of its own."""
     if sys.argv[1:] == ["--version"]:
-        print(f"fnabench {__version__}")
+        print(f"fnabench {fnabench.__version__}")
         return
     module = "fnabench.cli"
     if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:

@@ -56,7 +56,8 @@ LAYERS = (
     ("report", "trackers", "leaderboard", "figures.*", "bench.*", "train.*"),
     ("cli",),
     ("verify",),
-    ("__main__", "__init__"),
+    ("__init__",),
+    ("__main__",),
 )
 """From the bottom up: a module imports from the lines above its own only; the first pattern that fits counts.
 
