@@ -61,8 +61,8 @@ bench-loader: setup  ## images/s of the loader beside the encoder's, for more an
 	$(BIN)/python -m fnabench.bench.loader
 
 report-tokens: setup  ## massive and artifact tokens of ViT-Ti and the bundled CLIP, and masking them; writes results/tokens/
-	$(MAKE) report-tokens-of MODEL=vit_tiny DATA=imagenet_sample
-	$(MAKE) report-tokens-of MODEL=clip DATA=scenes
+	$(MAKE) report-tokens-of MODEL=vit_tiny DATA=imagenet_sample IMAGES=0  # those photographs are not ours to show
+	$(MAKE) report-tokens-of MODEL=clip DATA=scenes IMAGES=6
 
 report-tokens-of: setup
 	$(BIN)/python -m fnabench task=tokens model=$(MODEL) data=$(DATA) data.limit=500 attention=exact \
@@ -71,7 +71,7 @@ report-tokens-of: setup
 	$(BIN)/python -m fnabench -m task=classification model=$(MODEL) data=$(DATA) data.limit=500 \
 	  attention=fna,exact_registers,fna_registers probe=none tracker=none
 	$(BIN)/python -m fnabench figures tokens results/tokens/$(DATA)/$(MODEL) \
-	  --masking results/classification/$(DATA)/$(MODEL) --formats png --out results/tokens/$(DATA)/$(MODEL)
+	  --masking results/classification/$(DATA)/$(MODEL) --images $(IMAGES) --formats png --out results/tokens/$(DATA)/$(MODEL)
 
 verify: setup  ## the bundled CLIP's exact attention against its card, on a few scenes
 	$(BIN)/python -m fnabench verify --quick model=clip data=scenes
