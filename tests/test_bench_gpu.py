@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from on_kernels import DEVICE, NEEDS_KERNELS, UNREAD_PADDING
 
-from fnabench.bench.gpu import Case, compare_forms, launches, profile_kernels
+from fnabench.attention.fna import Fna
+from fnabench.bench import gpu
+from fnabench.bench.gpu import Case, Note, Report, compare_forms, launches, profile_kernels, run_tests
 from fnabench.bench.report import Table, write
 
 SMALL = Case(
@@ -39,11 +44,79 @@ def test_exact_attention_is_timed_beside_every_other_form(tmp_path) -> None:
 @NEEDS_KERNELS
 @torch.inference_mode()
 def test_the_profile_says_how_far_the_kernels_are_from_the_plain_form() -> None:
-    notes = profile_kernels(SMALL)
-    assert float(notes["N=20, fused against plain"].split()[-1]) < 1e-4
+    notes = {note.what: note for note in profile_kernels(SMALL)}
     assert set(notes) == {
         "N=20, selection", "N=20, the variant's selection", "N=20, a layer", "N=20, fused against plain",
     }  # fmt: skip
+    assert not any(note.is_failure for note in notes.values())
+    assert "relative difference " in notes["N=20, fused against plain"].finding
+
+
+@NEEDS_KERNELS
+@torch.inference_mode()
+def test_a_form_that_fails_is_noted_and_the_others_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no kernel\nimage")
+
+    monkeypatch.setattr(Fna, "__call__", fail)
+    failed, *rows = compare_forms(SMALL, num_rounds=1)
+    assert failed == Note(what="attention, N=20: fna", finding="FAILED: RuntimeError: no kernel image", is_failure=True)
+    assert {"plain", "fused", "variant"} <= {row.arm for row in rows}
+
+
+def test_a_step_that_fails_leaves_what_it_found_and_the_next_one_runs(tmp_path: Path, capsys) -> None:
+    def breaks() -> Iterator[Note]:
+        yield Note(what="first", finding="found")
+        raise ValueError("out of order")
+
+    report = Report(folder=tmp_path, device=torch.device("cpu"))
+    report.attempt("a", breaks)
+    assert "* a: FAILED: ValueError: out of order" in (tmp_path / "gpu.md").read_text(), "written at once"
+    report.attempt("b", lambda: iter([Note(what="second", finding="found too")]))
+    text = (tmp_path / "gpu.md").read_text()
+    assert all(line in text for line in ("* first: found", "* a: FAILED", "* second: found too"))
+    assert [note.is_failure for note in report.notes] == [False, True, False]
+    assert "a ...\n" in capsys.readouterr().err
+
+
+def test_no_step_begins_when_the_time_is_up(tmp_path: Path) -> None:
+    report = Report(folder=tmp_path, device=torch.device("cpu"), begin=-gpu.MOST_SECONDS)
+    report.attempt("late", lambda: iter([Note(what="late", finding="begun")]))
+    assert [note.finding for note in report.notes] == ["FAILED: TimeoutError: not begun after 450 seconds"]
+
+
+@pytest.mark.parametrize(
+    ("body", "limit", "finding", "failures"),
+    [
+        ("assert True", 60, "1 passed", []),
+        ("assert False", 60, "1 failed", ["test_it.py::test_it"]),
+        ("import time; time.sleep(60)", 1, "stopped after 1 seconds", []),
+    ],
+)
+def test_the_tests_are_run_as_they_are_and_stopped_in_time(
+    body: str, limit: int, finding: str, failures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "test_it.py").write_text(f"def test_it():\n    {body}\n")
+    for name, value in (("ROOT", tmp_path), ("TESTS", ("test_it.py",)), ("MOST_SECONDS_OF_TESTS", limit)):
+        monkeypatch.setattr(gpu, name, value)
+    *named, last = run_tests()
+    assert [note.what for note in named] == failures
+    assert finding in last.finding
+    assert last.is_failure == (finding != "1 passed")
+
+
+def test_the_benchmark_and_what_it_tests_need_no_library_of_the_harness() -> None:
+    absent = ("hydra", "omegaconf", "faiss", "datasets", "wandb", "pydantic", "open_clip")
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
+        "import pytest, fnabench.bench.gpu as gpu\n"
+        "sys.exit(pytest.main(['--collect-only', '-q', '-p', 'no:cacheprovider', *gpu.TESTS]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=gpu.ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(gpu.ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_report_without_rows_has_single_blank_lines(tmp_path) -> None:
@@ -56,7 +129,9 @@ def test_a_report_without_rows_has_single_blank_lines(tmp_path) -> None:
 
 def test_launches_are_counted_on_the_gpu_alone() -> None:
     x = torch.ones(3, device=DEVICE)
-    assert len(launches(lambda: x + 1)) == (1 if DEVICE.type == "cuda" else 0)
+    for _ in range(3):  # sessions
+        names = launches(lambda: x + 1)
+        assert names is None if DEVICE.type == "cpu" else len(names) == 1
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="this machine has a CUDA device")

@@ -11,7 +11,6 @@ import pytest
 import torch
 from builders import attention_inputs, timm_model
 from on_kernels import DEVICE, NEEDS_KERNELS, UNREAD_PADDING
-from small_world import SmallWorld
 from torch import Tensor
 
 from fnabench.attention import fna_refined, fused
@@ -334,6 +333,9 @@ def test_the_layers_tell_which_of_them_kernels_computed(proofs) -> None:
 def test_a_record_and_its_table_name_the_blocks_that_kernels_computed(
     proofs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("hydra", reason="whole runs need hydra, the kernels do not")
+    from small_world import SmallWorld
+
     world = SmallWorld(tmp_path, monkeypatch, capsys)
     for fused_option, by in (("null", "..5, all of them by fused kernels)"), ("false", "..5)")):
         settings = ("attention.num_landmarks=5", f"attention.fused={fused_option}", "layers=[4,5]", "format=json")

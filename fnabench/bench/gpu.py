@@ -1,5 +1,7 @@
 """The fused kernels on an NVIDIA GPU: `python -m fnabench.bench.gpu [folder]` tests, profiles and times them, offline.
 
+Takes less than nine minutes. What fails is noted, the rest goes on, and each step writes what there is so far.
+
 Timed: the attention of 12 layers side by side in one process, landmark selection included, once a forward; exact
 attention on its fastest backend, FNA as published, refined FNA in plain PyTorch, and the kernels, launched one by one
 and as one CUDA graph, on landmarks by the head mean of q; the plain form is given the cells. Besides them the variant:
@@ -9,13 +11,17 @@ attention=fna_refined with its default settings, sinks and a sketch of the block
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from threading import Timer
 
 import torch
 from torch import Tensor
@@ -26,10 +32,11 @@ from fnabench.attention.fna import Fna
 from fnabench.attention.fna_refined import FnaRefined
 from fnabench.attention.landmarks import farthest_points
 from fnabench.bench.report import Row, compare_arms, write
-from fnabench.errors import FnabenchError, MissingError
+from fnabench.errors import BadInputError, FnabenchError, MissingError, reason_of
 from fnabench.kernels import reference
 from fnabench.kernels.farthest_points import Sampled, sample_farthest_points
 from fnabench.kernels.limits import require_triton
+from fnabench.kernels.proof import BOUND
 from fnabench.kernels.refined_attention import refined_attention
 from fnabench.sdpa import fastest_backend, run_preferring
 from fnabench.timing import Arm, interleave
@@ -37,8 +44,75 @@ from fnabench.timing import Arm, interleave
 GOALS = {1025: 4, 2305: 9, 4097: 16, 9217: 35}
 """Tokens, and how many times faster than exact attention the kernels are meant to be."""
 RIDGE = 1e-3
+NUM_ROUNDS = 20
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ("tests/test_kernels.py", "tests/test_fused.py")
+MOST_SECONDS_OF_TESTS = 300
+MOST_SECONDS = 450
+"""Of the whole: after so long no other step begins."""
+MOST_PROCESSES = 8
+"""That test side by side: most of the time goes into compiling."""
+FILLERS = 64
+FILLER = "spin_kernel"
+"""What torch.cuda._sleep launches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """A finding in words."""
+
+    what: str
+    finding: str
+    is_failure: bool = False
+
+
+Step = Callable[[], Iterator[Row | Note]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was found so far, in <folder>/gpu.{json,md} after each step."""
+
+    folder: Path
+    device: torch.device
+    begin: float = field(default_factory=time.monotonic)
+    rows: list[Row] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+
+    def attempt(self, what: str, step: Step) -> None:
+        """What the step finds, until it fails; then that it failed, and why."""
+        self._tell(f"{what} ...")
+        try:
+            if time.monotonic() - self.begin > MOST_SECONDS:
+                raise TimeoutError(f"not begun after {MOST_SECONDS} seconds")
+            for finding in step():
+                self._take(finding)
+        except Exception as error:  # noqa: BLE001  whatever it is, the other steps may do without
+            self._take(_failure(what, error))
+        self.write()
+
+    def write(self) -> Path:
+        """The path of the table."""
+        title = (
+            "Refined attention on a GPU: bf16, batch 16, 16 heads of 64 channels, 64 landmarks, 12 layers a selection"
+        )
+        notes = {note.what: note.finding for note in self.notes}
+        return write(self.folder, "gpu", title, self.rows, self.device, notes=notes)
+
+    def _take(self, finding: Row | Note) -> None:
+        if isinstance(finding, Row):
+            self.rows.append(finding)
+            self._tell(f"{finding.what}: {finding.arm} {finding.ratio}")
+        else:
+            self.notes.append(finding)
+            self._tell(f"{finding.what}: {finding.finding}")
+
+    def _tell(self, line: str) -> None:
+        print(f"[{time.monotonic() - self.begin:3.0f} s] {line}", file=sys.stderr, flush=True)
+
+
+def _failure(what: str, error: Exception) -> Note:
+    return Note(what=what, finding=f"FAILED: {type(error).__name__}: {reason_of(error)}", is_failure=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,72 +138,89 @@ class Case:
 
 
 def main() -> int:
-    """Run all of it and write results/bench/gpu.{json,md}; 2 where this machine cannot, 1 where a test fails."""
+    """Run all of it and write results/bench/gpu.{json,md}; 2 where this machine cannot, 1 where a step fails."""
     folder, device = Path(sys.argv[1] if len(sys.argv) > 1 else "results/bench"), torch.device("cuda")
     try:
         if not torch.cuda.is_available():
             raise MissingError("bench-gpu needs an NVIDIA GPU, and torch finds no CUDA device on this machine")
+        if os.environ.get("TRITON_INTERPRET"):
+            raise BadInputError("bench-gpu times compiled kernels, not interpreted ones; type unset TRITON_INTERPRET")
         require_triton(device)
     except FnabenchError as error:
         print(error, file=sys.stderr)
         return 2
-    tests = run_tests()
-    if tests is None:
-        return 1
-    rows, notes = [], {"the kernels' tests on this device": tests}
+    report = Report(folder=folder, device=device)
+    report.attempt("the kernels' tests on this device", run_tests)
     with torch.inference_mode():
         for num_tokens in GOALS:
             case = Case(num_tokens=num_tokens, device=device)
-            notes |= profile_kernels(case)
-            for row in compare_forms(case, num_rounds=20):
-                print(f"{row.what}: {row.arm} {row.ratio}", file=sys.stderr)
-                rows.append(row)
-    title = "Refined attention on a GPU: bf16, batch 16, 16 heads of 64 channels, 64 landmarks, 12 layers a selection"
-    print(write(folder, "gpu", title, rows, device, notes=notes).read_text(encoding="utf-8"))
-    return 0
+            report.attempt(f"N={num_tokens}, profile", partial(profile_kernels, case))
+            report.attempt(f"N={num_tokens}, timing", partial(compare_forms, case, NUM_ROUNDS))
+    print(report.write().read_text(encoding="utf-8"))
+    return 1 if any(note.is_failure for note in report.notes) else 0
 
 
-def run_tests() -> str | None:
-    """The last line of the kernels' tests on this device; None where one fails."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    print(done.stdout, done.stderr, file=sys.stderr)
-    return done.stdout.strip().splitlines()[-1] if done.returncode == 0 else None
+def run_tests() -> Iterator[Note]:
+    """What the kernels' tests say on this device, each that fails by name."""
+    num_processes = min(MOST_PROCESSES, os.cpu_count() or 1)
+    side_by_side = ("-n", str(num_processes)) if find_spec("xdist") else ()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *side_by_side, *TESTS],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    limit = Timer(MOST_SECONDS_OF_TESTS, partial(os.killpg, process.pid, signal.SIGKILL))
+    limit.start()
+    last = ""
+    for line in process.stdout or ():
+        print(line, end="", file=sys.stderr, flush=True)
+        last = line.strip() or last
+        if line.startswith(("FAILED", "ERROR")):
+            yield Note(what=line.split()[1], finding=line.strip(), is_failure=True)
+    code = process.wait()
+    limit.cancel()
+    stopped = f" (stopped after {MOST_SECONDS_OF_TESTS} seconds)" if code == -signal.SIGKILL else ""
+    yield Note(what="the kernels' tests on this device", finding=f"{last}{stopped}", is_failure=code != 0)
 
 
-def compare_forms(case: Case, num_rounds: int) -> Iterator[Row]:
-    """Exact attention beside each approximation, and the kernels beside the plain form."""
+def compare_forms(case: Case, num_rounds: int) -> Iterator[Row | Note]:
+    """Exact attention beside each approximation, and the kernels beside the plain form; a form that fails is noted."""
     inputs = case.inputs()
-    sampled = _sample(inputs, case)
+    what = f"attention, N={case.num_tokens}"
     forms: dict[str, Callable[[], object]] = {
         "exact": _layers(case, partial(_exact, inputs)),
         "fna": partial(_fna, inputs, case),
-        "plain": partial(_plain, inputs, case, sampled),
+        "plain": partial(_plain, inputs, case, _sample(inputs, case)),
         "fused": partial(_fused, inputs, case),
         "fused, selection alone": partial(_sample, inputs, case),
         "variant": partial(_variant, inputs, case, fused=True),
         "variant, not fused": partial(_variant, inputs, case, fused=False),
         "variant, selection alone": partial(_select, inputs, case),
     }
+    ready = {name: partial(_once, form) for name, form in forms.items()}
     if case.device.type == "cuda":
-        forms["fused, one graph"] = capture(forms["fused"])
-        forms["variant, one graph"] = capture(forms["variant"])
+        ready |= {f"{name}, one graph": partial(capture, forms[name]) for name in ("fused", "variant")}
+    forms = {}
+    for name, make in ready.items():
+        try:
+            forms[name] = make()
+        except Exception as error:  # noqa: BLE001  whatever it is, the other forms may do without
+            yield _failure(f"{what}: {name}", error)
     backend = fastest_backend(inputs, case.device)
     forms["exact"] = partial(run_preferring, backend, forms["exact"])
     arms = {name: Arm(run=run) for name, run in forms.items()}
     timings = interleave(arms, num_rounds, case.device)
-    what = f"attention, N={case.num_tokens}, exact by {backend.name.lower()}"
+    what += f", exact by {backend.name.lower()}"
     for arm in forms:
         if arm != "exact":
             fused = arm.removesuffix(", one graph") in ("fused", "variant") and case.num_tokens in GOALS
             goal = f"at least {GOALS[case.num_tokens]}" if fused else ""
             yield compare_arms(what, timings, "exact", arm, goal)
-    yield compare_arms(what, timings, "plain", "fused")
-    yield compare_arms(what, timings, "variant, not fused", "variant")
+    for baseline, arm in (("plain", "fused"), ("variant, not fused", "variant")):
+        if baseline in forms and arm in forms:
+            yield compare_arms(what, timings, baseline, arm)
 
 
-def profile_kernels(case: Case) -> dict[str, str]:
+def profile_kernels(case: Case) -> Iterator[Note]:
     """What the kernels launch, that nothing waits for the device, and how far they are from the plain form."""
     inputs = case.inputs()
     sampled = _sample(inputs, case)
@@ -138,18 +229,21 @@ def profile_kernels(case: Case) -> dict[str, str]:
         "the variant's selection": partial(_select, inputs, case),
         "a layer": partial(_attend, inputs, sampled),
     }
-    notes = {}
     for name, step in steps.items():
         step()
         with refusing_syncs(case.device):
             step()
-        launched = launches(step)
-        listed = ", ".join(launched) or "none seen"
-        notes[f"N={case.num_tokens}, {name}"] = f"{len(launched)} launches, no wait for the device: {listed}"
+        names = launches(step)
+        seen = "launches not seen" if names is None else f"{len(names)} launches: {', '.join(names)}"
+        yield Note(what=f"N={case.num_tokens}, {name}", finding=f"no wait for the device; {seen}")
     plain = _reference(inputs, sampled)
     error = float((_attend(inputs, sampled).float() - plain.float()).norm() / plain.float().norm())
-    notes[f"N={case.num_tokens}, fused against plain"] = f"relative difference {error:.1e}"
-    return notes
+    bound = BOUND[case.dtype]
+    yield Note(
+        what=f"N={case.num_tokens}, fused against plain",
+        finding=f"relative difference {error:.1e}, allowed {bound:.0e}",
+        is_failure=not error <= bound,
+    )
 
 
 @contextmanager
@@ -166,14 +260,21 @@ def refusing_syncs(device: torch.device) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-def launches(step: Callable[[], object]) -> list[str]:
-    """The names of what one call runs on a CUDA device, copies included."""
+def launches(step: Callable[[], object]) -> list[str] | None:
+    """The names of what one call runs on a CUDA device, copies included; None where the profiler does not see them.
+
+    It loses the first kernels of a session, one more of them in each later session of a process: others go before.
+    """
     if not torch.cuda.is_available():
-        return []
+        return None
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        for _ in range(FILLERS):
+            torch.cuda._sleep(1)  # type: ignore[no-untyped-call]
         step()
         torch.cuda.synchronize()
-    return [event.name for event in profiler.events() if event.device_type.name == "CUDA"]
+    names = [event.name for event in profiler.events() if event.device_type.name == "CUDA"]
+    own = [name for name in names if FILLER not in name]
+    return own if len(own) < len(names) else None
 
 
 def capture(run: Callable[[], object]) -> Callable[[], object]:
@@ -187,6 +288,12 @@ def capture(run: Callable[[], object]) -> Callable[[], object]:
     with torch.cuda.graph(graph):
         run()
     return graph.replay
+
+
+def _once(run: Callable[[], object]) -> Callable[[], object]:
+    """The call, once it has been seen to work."""
+    run()
+    return run
 
 
 def _layers(case: Case, layer: Callable[[], object]) -> Callable[[], None]:
