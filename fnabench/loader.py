@@ -132,8 +132,8 @@ class Loader:
     def _parts(self, images: Images, samples: Sequence[Sample]) -> Iterator[Batch]:
         """What a model takes at once, on the device; whoever asked to be told is told of each."""
         for part, places in split_by_size(images):
-            moved = part.to(self.device, self.dtype, non_blocking=self.device.type == "cuda")
-            batch = Batch(images=moved, samples=tuple(samples[place] for place in places))
+            moved = part.to(self.device, non_blocking=self.device.type == "cuda")  # as it is pinned; converted there
+            batch = Batch(images=moved.to(self.dtype), samples=tuple(samples[place] for place in places))
             self.before_batch(batch.samples)
             yield batch
 
