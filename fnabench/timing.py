@@ -92,11 +92,12 @@ def _timed(name: str, arm: Arm, number: int, device: torch.device) -> Repeat:
         arm.run()
         return Repeat(arm=name, round=number, wall_ms=(time.perf_counter() - start) * 1e3, device_ms=None)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    stream = torch.cuda.current_stream(device)  # the device need not be the current one
     torch.cuda.synchronize(device)
     start = time.perf_counter()
-    begin.record()
+    begin.record(stream)
     arm.run()
-    end.record()
+    end.record(stream)
     torch.cuda.synchronize(device)
     wall_ms = (time.perf_counter() - start) * 1e3
     return Repeat(arm=name, round=number, wall_ms=wall_ms, device_ms=begin.elapsed_time(end))
