@@ -25,8 +25,9 @@ LEAST_CAPABILITY = (8, 0)
 
 
 @cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def is_supported(device: torch.device) -> bool:
-    """Whether the kernels are meant for this device, and Triton is there to compile them."""
+    """Whether the kernels are meant for this device, and Triton is there to compile them; no graph breaks over it."""
     if device.type != "cuda" or find_spec("triton") is None:
         return False
     return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
