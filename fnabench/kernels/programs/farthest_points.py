@@ -118,9 +118,10 @@ def sample_farthest_points(
         newest = m - NUM_PREFIX
         if m >= NUM_PREFIX + NUM_GUARANTEED:
             newest = tl.argmax(to_chosen, axis=0)
-        elif m >= NUM_PREFIX:
-            chosen = guaranteed + image * guaranteed_stride_b + newest * guaranteed_stride_s
-            newest = tl.load(chosen).to(tl.int32) - NUM_PREFIX
+        elif NUM_GUARANTEED > 0:  # noqa: SIM102  apart, for the compiler to know that there is no pointer
+            if m >= NUM_PREFIX:
+                chosen = guaranteed + image * guaranteed_stride_b + newest * guaranteed_stride_s
+                newest = tl.load(chosen).to(tl.int32) - NUM_PREFIX
         tl.store(index + m, NUM_PREFIX + newest)
         distance = tl.zeros([BLOCK_N], tl.float32)
         for f in tl.range(NUM_FEATURES, loop_unroll_factor=UNROLL):
