@@ -1,6 +1,7 @@
-"""Compile the Triton programs as their launches ask for them, for an H100 or H200 but without one: one JSON line each.
+"""Compile the Triton programs as their launches ask for them, for a GPU that need not be there: one JSON line each.
 
-python tests/compile_kernels.py TYPE CELLS WIDTH; test_kernels.py runs it in a process in which nothing is interpreted.
+python tests/compile_kernels.py CAPABILITY TYPE CELLS WIDTH PATCHES [masked]; test_kernels_compile.py runs it in a
+process in which nothing is interpreted.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from fnabench.kernels.programs import farthest_points, landmark_pass, solve, tok
 class NoDevice:
     """As much of a driver as the compiler asks for."""
 
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
     def get_current_target(self):
-        return GPUTarget("cuda", 90, 32)
+        return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self):
         return 0
@@ -36,15 +40,18 @@ def compile_only(program, *arguments, grid, **options):
 
 
 def main() -> None:
-    triton.runtime.driver.set_active(NoDevice())
+    triton.runtime.driver.set_active(NoDevice(int(sys.argv[1])))
     JITFunction.__getitem__ = lambda program, grid: partial(compile_only, program, grid=grid)
-    dtype, num_cells, width = getattr(torch, sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    B, H, N, L = 1, 2, 65, num_cells
+    dtype, num_cells, width = getattr(torch, sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    num_patches = int(sys.argv[5])
+    B, H, N, L = 1, 2, 1 + num_patches, num_cells
     q, k, v = torch.empty(B, N, 3, H, width, dtype=dtype).permute(2, 0, 3, 1, 4)
     index, cell_of = torch.zeros(B, H, L, dtype=torch.long), torch.zeros(B, H, N, dtype=torch.long)
-    farthest_points.launch(q[:, 0], L, num_cells, 1, None, index[:, 0, :2])
-    sums, counts = landmark_pass.launch(q, k, v, index, cell_of, None, 0.1, num_cells, 1)
-    cells, log_count = solve.launch(q, index, None, sums, counts, 0.1, 1e-3, num_cells)
+    allowed = torch.ones(B, N, dtype=torch.bool) if "masked" in sys.argv else None
+    for num_prefix, guaranteed in ((1, index[:, 0, :2]), (1, None), (0, None)):
+        farthest_points.launch(q[:, 0, : num_prefix + num_patches], L, num_cells, num_prefix, allowed, guaranteed)
+    sums, counts = landmark_pass.launch(q, k, v, index, cell_of, allowed, 0.1, num_cells, 1)
+    cells, log_count = solve.launch(q, index, allowed, sums, counts, 0.1, 1e-3, num_cells)
     token_pass.launch(q, index, cells, log_count, 0.1, num_cells)
 
 

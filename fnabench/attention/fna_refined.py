@@ -110,7 +110,7 @@ class FnaRefined(Attention):
         if self.fused:
             if shape.is_causal:
                 raise _no_causal_kernels()
-            self._require_kernels(None, shape.num_tokens, shape.head_dim, shape.num_prefix)
+            self._require_kernels(None, None, shape.num_tokens, shape.head_dim, shape.num_prefix)
 
     def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]:
         if self.per_head:
@@ -147,7 +147,7 @@ class FnaRefined(Attention):
             return False  # they have no backward
         try:
             require_tensors(q, k, v)
-            self._require_kernels(q.dtype, q.shape[2], q.shape[3], inputs.num_prefix)
+            self._require_kernels(q.dtype, q.device, q.shape[2], q.shape[3], inputs.num_prefix)
         except ImpossibleError:
             return False
         return True
@@ -212,9 +212,16 @@ class FnaRefined(Attention):
     def _suits_kernels(self) -> bool:
         return self.cells and self.scatter and self.inverse == "ridge" and not self.shrink
 
-    def _require_kernels(self, dtype: torch.dtype | None, num_tokens: int, head_dim: int, num_prefix: int) -> None:
+    def _require_kernels(
+        self,
+        dtype: torch.dtype | None,
+        device: torch.device | None,
+        num_tokens: int,
+        head_dim: int,
+        num_prefix: int,
+    ) -> None:
         rows = self.over * self.num_landmarks
-        require_attention(dtype, head_dim, rows, self.num_landmarks)
+        require_attention(dtype, head_dim, rows, self.num_landmarks, device)
         if self.method == "fps":
             require_sampling(num_tokens, rows, self.num_landmarks, num_prefix, num_prefix + self.num_sinks)
 

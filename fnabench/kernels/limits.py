@@ -63,10 +63,16 @@ def require_sampling(num_tokens: int, num_landmarks: int, num_cells: int, num_pr
         )
 
 
-def require_attention(dtype: torch.dtype | None, head_dim: int, num_landmarks: int, num_cells: int) -> None:
-    """ImpossibleError where the attention kernels cannot keep one head in the registers of a program.
+def require_attention(
+    dtype: torch.dtype | None,
+    head_dim: int,
+    num_landmarks: int,
+    num_cells: int,
+    device: torch.device | None = None,
+) -> None:
+    """ImpossibleError where the attention kernels cannot keep one head in the registers and memory of a program.
 
-    dtype: None where it is not known yet; the limit is then the widest.
+    dtype, device: None where they are not known yet; the limit is then the widest.
     """
     if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
         raise ImpossibleError(f"the fused kernels take fp32, bf16 and fp16, not {dtype}; use the plain form")
@@ -81,6 +87,29 @@ def require_attention(dtype: torch.dtype | None, head_dim: int, num_landmarks: i
             f"the fused kernels take 1..{most} cells of heads of {heads}, and no more cells than landmarks, not "
             f"{num_cells} cells and {num_landmarks} landmarks; use the plain form"
         )
+    if dtype is not None and device is not None and device.type == "cuda":
+        needed, there = shared_memory(dtype, head_dim, num_cells), _shared_memory_of(device)
+        if needed > there:
+            raise ImpossibleError(
+                f"the fused kernels need {needed // 1024} KiB of shared memory for {num_cells} cells of heads of "
+                f"{head_dim} channels in {dtype}, and {device} has {there // 1024}; use fewer landmarks or the plain "
+                "form"
+            )
+
+
+def shared_memory(dtype: torch.dtype, head_dim: int, num_cells: int) -> int:
+    """Bytes of a multiprocessor's shared memory that the solve takes at most, of all kernels by far the most: the cell
+    means as operands of a TF32 product, two numbers for one, those of 16-bit keys excepted, and what it exchanges."""
+    m, d = (max(16, 1 << (size - 1).bit_length()) for size in (num_cells, head_dim))
+    return (16 if dtype == torch.float32 else 8) * m * d + 384 * max(m, 64)
+
+
+@cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _shared_memory_of(device: torch.device) -> int:
+    """Bytes that one program may have."""
+    there: int = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    return there
 
 
 def require_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -35,7 +35,8 @@ def refined_attention(
     scale: factor on the logits; ridge: r > 0.
     allowed: tokens that are False are no keys and in no cell, and a landmark among them is left out of the solve. As
         queries all tokens count. An image without any allowed token gives zeros.
-    num_cells: M <= 128 (64 for fp32 heads of more than 64 channels) and M <= L; L where None.
+    num_cells: M <= 128 (64 for fp32 heads of more than 64 channels, fewer on devices of little shared memory) and
+        M <= L; L where None.
 
     Returns q's type, laid out as [B, N, H, D], so that joining the heads copies nothing. The rest of the batch changes
     an image's result by rounding alone. No call waits for the device, so indices out of range are not looked for.
@@ -43,7 +44,7 @@ def refined_attention(
     """
     num_landmarks = landmark_index.shape[-1]
     num_cells = num_landmarks if num_cells is None else num_cells
-    require_attention(q.dtype, q.shape[-1], num_landmarks, num_cells)
+    require_attention(q.dtype, q.shape[-1], num_landmarks, num_cells, q.device)
     require_tensors(q, k, v)
     if ridge <= 0:
         raise ImpossibleError(f"the fused kernels need a positive ridge, not {ridge}; use the plain form")
