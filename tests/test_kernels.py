@@ -76,6 +76,14 @@ class TestFarthestPoints:
         own = sampled.cell_of.gather(1, sampled.index)
         assert torch.equal(own, torch.arange(num_landmarks, device=DEVICE).expand(2, -1))
 
+    @pytest.mark.parametrize("num_prefix", [0, 1])
+    def test_tokens_that_are_no_numbers_give_tokens_still(self, num_prefix: int) -> None:
+        x = features(2, 20)
+        x[0, 7], x[1] = torch.inf, torch.nan
+        sampled = sample_farthest_points(x, 12, num_prefix)
+        assert all(len(set(row)) == 12 and set(row) <= set(range(20)) for row in sampled.index.tolist())
+        assert set(sampled.cell_of.flatten().tolist()) <= set(range(12))
+
     def test_tokens_that_are_not_allowed_come_last_and_move_nothing(self) -> None:
         x, allowed = features(), some_allowed(3, 40, 9)
         sampled = sample_farthest_points(x, 12, 1, allowed)

@@ -110,6 +110,7 @@ def sample_farthest_points(
             x -= tl.sum(tl.where(may, x, 0.0), axis=0) / count
             start += x * x
     # Squared distance to the start and all landmarks so far; below zero: forbidden (-1), chosen or no token (-inf).
+    start = tl.minimum(start, float("inf"))  # NaN is far away: no choice may fall on what is no token
     to_chosen = tl.where(may, start, tl.where(inside, -1.0, float("-inf")))
     to_cell = tl.full([BLOCK_N], float("inf"), tl.float32)  # to the nearest landmark that others may belong to
     cell = tl.full([BLOCK_N], NUM_PREFIX + NUM_GUARANTEED, tl.int32)
