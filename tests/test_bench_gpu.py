@@ -14,7 +14,9 @@ from on_kernels import DEVICE, NEEDS_KERNELS, UNREAD_PADDING
 
 from fnabench.attention.fna import Fna
 from fnabench.bench import gpu
-from fnabench.bench.gpu import Case, Note, Report, compare_forms, launches, profile_kernels, run_tests
+from fnabench.bench.attempts import MOST_SECONDS, Note, Report
+from fnabench.bench.gpu import Case, compare_forms, profile_kernels, run_tests
+from fnabench.bench.launches import launches
 from fnabench.bench.report import Table, write
 
 SMALL = Case(
@@ -69,7 +71,7 @@ def test_a_step_that_fails_leaves_what_it_found_and_the_next_one_runs(tmp_path: 
         yield Note(what="first", finding="found")
         raise ValueError("out of order")
 
-    report = Report(folder=tmp_path, device=torch.device("cpu"))
+    report = Report(folder=tmp_path, name="gpu", title="Kernels", device=torch.device("cpu"))
     report.attempt("a", breaks)
     assert "* a: FAILED: ValueError: out of order" in (tmp_path / "gpu.md").read_text(), "written at once"
     report.attempt("b", lambda: iter([Note(what="second", finding="found too")]))
@@ -80,7 +82,7 @@ def test_a_step_that_fails_leaves_what_it_found_and_the_next_one_runs(tmp_path: 
 
 
 def test_no_step_begins_when_the_time_is_up(tmp_path: Path) -> None:
-    report = Report(folder=tmp_path, device=torch.device("cpu"), begin=-gpu.MOST_SECONDS)
+    report = Report(folder=tmp_path, name="gpu", title="Kernels", device=torch.device("cpu"), begin=-MOST_SECONDS)
     report.attempt("late", lambda: iter([Note(what="late", finding="begun")]))
     assert [note.finding for note in report.notes] == ["FAILED: TimeoutError: not begun after 450 seconds"]
 

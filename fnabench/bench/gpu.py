@@ -14,10 +14,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,14 +23,15 @@ from threading import Timer
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from fnabench.attention.base import AttentionInputs
 from fnabench.attention.fna import Fna
 from fnabench.attention.fna_refined import FnaRefined
 from fnabench.attention.landmarks import farthest_points
-from fnabench.bench.report import Row, compare_arms, write
-from fnabench.errors import BadInputError, FnabenchError, MissingError, reason_of
+from fnabench.bench.attempts import Note, Report, failure
+from fnabench.bench.launches import capture, launches, refusing_syncs
+from fnabench.bench.report import Row, compare_arms
+from fnabench.errors import BadInputError, FnabenchError, MissingError
 from fnabench.kernels import reference
 from fnabench.kernels.farthest_points import Sampled, sample_farthest_points
 from fnabench.kernels.limits import require_triton
@@ -48,71 +47,8 @@ NUM_ROUNDS = 20
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ("tests/test_kernels.py", "tests/test_fused.py")
 MOST_SECONDS_OF_TESTS = 300
-MOST_SECONDS = 450
-"""Of the whole: after so long no other step begins."""
 MOST_PROCESSES = 8
 """That test side by side: most of the time goes into compiling."""
-FILLERS = 64
-FILLER = "spin_kernel"
-"""What torch.cuda._sleep launches."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Note:
-    """A finding in words."""
-
-    what: str
-    finding: str
-    is_failure: bool = False
-
-
-Step = Callable[[], Iterator[Row | Note]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What was found so far, in <folder>/gpu.{json,md} after each step."""
-
-    folder: Path
-    device: torch.device
-    begin: float = field(default_factory=time.monotonic)
-    rows: list[Row] = field(default_factory=list)
-    notes: list[Note] = field(default_factory=list)
-
-    def attempt(self, what: str, step: Step) -> None:
-        """What the step finds, until it fails; then that it failed, and why."""
-        self._tell(f"{what} ...")
-        try:
-            if time.monotonic() - self.begin > MOST_SECONDS:
-                raise TimeoutError(f"not begun after {MOST_SECONDS} seconds")
-            for finding in step():
-                self._take(finding)
-        except Exception as error:  # noqa: BLE001  whatever it is, the other steps may do without
-            self._take(_failure(what, error))
-        self.write()
-
-    def write(self) -> Path:
-        """The path of the table."""
-        title = (
-            "Refined attention on a GPU: bf16, batch 16, 16 heads of 64 channels, 64 landmarks, 12 layers a selection"
-        )
-        notes = {note.what: note.finding for note in self.notes}
-        return write(self.folder, "gpu", title, self.rows, self.device, notes=notes)
-
-    def _take(self, finding: Row | Note) -> None:
-        if isinstance(finding, Row):
-            self.rows.append(finding)
-            self._tell(f"{finding.what}: {finding.arm} {finding.ratio}")
-        else:
-            self.notes.append(finding)
-            self._tell(f"{finding.what}: {finding.finding}")
-
-    def _tell(self, line: str) -> None:
-        print(f"[{time.monotonic() - self.begin:3.0f} s] {line}", file=sys.stderr, flush=True)
-
-
-def _failure(what: str, error: Exception) -> Note:
-    return Note(what=what, finding=f"FAILED: {type(error).__name__}: {reason_of(error)}", is_failure=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +85,8 @@ def main() -> int:
     except FnabenchError as error:
         print(error, file=sys.stderr)
         return 2
-    report = Report(folder=folder, device=device)
+    title = "Refined attention on a GPU: bf16, batch 16, 16 heads of 64 channels, 64 landmarks, 12 layers a selection"
+    report = Report(folder=folder, name="gpu", title=title, device=device)
     report.attempt("the kernels' tests on this device", run_tests)
     with torch.inference_mode():
         for num_tokens in GOALS:
@@ -171,13 +108,17 @@ def run_tests() -> Iterator[Note]:
     limit = Timer(MOST_SECONDS_OF_TESTS, partial(os.killpg, process.pid, signal.SIGKILL))
     limit.start()
     last = ""
-    for line in process.stdout or ():
-        print(line, end="", file=sys.stderr, flush=True)
-        last = line.strip() or last
-        if line.startswith(("FAILED", "ERROR")):
-            yield Note(what=line.split()[1], finding=line.strip(), is_failure=True)
-    code = process.wait()
-    limit.cancel()
+    try:
+        for line in process.stdout or ():
+            print(line, end="", file=sys.stderr, flush=True)
+            last = line.strip() or last
+            if line.startswith(("FAILED", "ERROR")):
+                yield Note(what=line.split()[1], finding=line.strip(), is_failure=True)
+        code = process.wait()
+    finally:
+        limit.cancel()
+        if process.poll() is None:  # whoever runs this has stopped it
+            os.killpg(process.pid, signal.SIGKILL)
     stopped = f" (stopped after {MOST_SECONDS_OF_TESTS} seconds)" if code == -signal.SIGKILL else ""
     yield Note(what="the kernels' tests on this device", finding=f"{last}{stopped}", is_failure=code != 0)
 
@@ -204,7 +145,7 @@ def compare_forms(case: Case, num_rounds: int) -> Iterator[Row | Note]:
         try:
             forms[name] = make()
         except Exception as error:  # noqa: BLE001  whatever it is, the other forms may do without
-            yield _failure(f"{what}: {name}", error)
+            yield failure(f"{what}: {name}", error)
     backend = fastest_backend(inputs, case.device)
     forms["exact"] = partial(run_preferring, backend, forms["exact"])
     arms = {name: Arm(run=run) for name, run in forms.items()}
@@ -244,50 +185,6 @@ def profile_kernels(case: Case) -> Iterator[Note]:
         finding=f"relative difference {error:.1e}, allowed {bound:.0e}",
         is_failure=not error <= bound,
     )
-
-
-@contextmanager
-def refusing_syncs(device: torch.device) -> Iterator[None]:
-    """Whatever makes the host wait for a CUDA device raises."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-
-
-def launches(step: Callable[[], object]) -> list[str] | None:
-    """The names of what one call runs on a CUDA device, copies included; None where the profiler does not see them.
-
-    It loses the first kernels of a session, one more of them in each later session of a process: others go before.
-    """
-    if not torch.cuda.is_available():
-        return None
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        for _ in range(FILLERS):
-            torch.cuda._sleep(1)  # type: ignore[no-untyped-call]
-        step()
-        torch.cuda.synchronize()
-    names = [event.name for event in profiler.events() if event.device_type.name == "CUDA"]
-    own = [name for name in names if FILLER not in name]
-    return own if len(own) < len(names) else None
-
-
-def capture(run: Callable[[], object]) -> Callable[[], object]:
-    """The call as one CUDA graph."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
 
 
 def _once(run: Callable[[], object]) -> Callable[[], object]:
