@@ -96,7 +96,7 @@ def test_fna_runs_and_changes_the_output_of_each_kind(kind: str) -> None:
 def test_all_tokens_as_landmarks_give_the_model_back() -> None:
     module = timm_model()
     native = logits(module)
-    Fna(num_landmarks=17, inverse="ridge", ridge=1e-7).attach(timm_layers(module))
+    Fna(num_landmarks=17, inverse="ridge", ridge=2.1e-6).attach(timm_layers(module))
     torch.testing.assert_close(logits(module), native, atol=2e-2, rtol=0)
 
 

