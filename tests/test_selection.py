@@ -13,7 +13,7 @@ from fnabench.attention.cells import gather_cells, nearest_landmark
 from fnabench.attention.fna import Fna
 from fnabench.attention.fna_refined import FnaRefined
 from fnabench.attention.landmarks import Landmarks
-from fnabench.attention.selection import FEATURES, METHODS, Selection, likely_sinks
+from fnabench.attention.selection import FEATURES, METHODS, SINKS_BY, Selection, likely_sinks
 from fnabench.errors import BadInputError, ImpossibleError
 from fnabench.macs import count_macs
 
@@ -177,9 +177,10 @@ def test_random_pivots_explain_a_kernel_better_than_random_tokens() -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("num_sinks", [0, 2])
 @pytest.mark.parametrize("sketch", [0, 10])
-def test_its_macs_are_those_that_a_counter_sees(method: str, num_sinks: int, sketch: int) -> None:
+@pytest.mark.parametrize("by", SINKS_BY)
+def test_its_macs_are_those_that_a_counter_sees(method: str, num_sinks: int, sketch: int, by: str) -> None:
     inputs = attention_inputs(tokens=41)
-    selection = Selection(num_landmarks=9, features="input", method=method, num_sinks=num_sinks, sketch=sketch)
+    selection = Selection(num_landmarks=9, method=method, num_sinks=num_sinks, sketch=sketch, sinks_by=by)
     given = on_meta(inputs)
     counted = count_macs(lambda: selection.choose(given, selection.points(given), None))
     assert selection.macs(shape_of(inputs)) == counted
@@ -224,7 +225,7 @@ def test_the_planted_sink_takes_the_mass_that_it_should(mass: float) -> None:
 
 @pytest.mark.parametrize("mass", [0.3, 0.6, 0.9])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("by", ["mass", "norm"])
+@pytest.mark.parametrize("by", SINKS_BY)
 def test_a_guaranteed_sink_is_never_missed(mass: float, method: str, by: str) -> None:
     for seed in range(10):
         inputs = planted(mass, seed=seed)
@@ -239,6 +240,25 @@ def test_mass_is_the_attention_of_each_head_s_mean_query() -> None:
     assert torch.equal(likely_sinks(inputs, 39, "mass"), 1 + mass.argsort(1, descending=True))
 
 
+@pytest.mark.parametrize("share", [0.2, 0.3, 0.5])
+def test_a_sample_of_queries_finds_a_sink_that_most_of_them_face_away_from(share: float) -> None:
+    for seed in range(10):
+        inputs = attention_inputs(tokens=197, seed=seed)
+        facing = torch.rand(197, generator=torch.Generator().manual_seed(seed)) < share
+        direction = torch.randn(2, 3, 1, 8, generator=torch.Generator().manual_seed(seed))
+        inputs = replace(inputs, q=torch.where(facing[:, None], 4.0, -4.0) * direction, k=0.1 * inputs.k)
+        inputs.k[:, :, 101] = 9 * direction[:, :, 0]
+        assert (likely_sinks(inputs, 1, "sample") == 101).all()
+        if share < 0.5:
+            assert not (likely_sinks(inputs, 1, "mass") == 101).any(), "the mean query faces away"
+
+
+def test_a_sample_is_that_of_evenly_spaced_tokens_and_of_all_where_they_are_few() -> None:
+    inputs = attention_inputs(tokens=30)
+    mass = (inputs.scale * inputs.q.double() @ inputs.k.double().mT).softmax(-1).mean((1, 2))[:, 1:]
+    assert torch.equal(likely_sinks(inputs, 29, "sample"), 1 + mass.argsort(1, descending=True))
+
+
 def test_a_sink_has_a_cell_of_its_own() -> None:
     inputs = attention_inputs(tokens=60)
     FnaRefined(num_landmarks=8, num_sinks=2)(inputs)
@@ -246,14 +266,15 @@ def test_a_sink_has_a_cell_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("part", ["q", "k"])
-def test_masked_tokens_move_no_sink(part: str) -> None:
+@pytest.mark.parametrize("by", ["mass", "sample"])
+def test_masked_tokens_move_no_sink(part: str, by: str) -> None:
     kept = [0, *range(5, 17)]
     inputs = attention_inputs(mask=key_mask(kept, kept))
     changed = getattr(inputs, part).clone()
     changed[:, 0, 1:5] = -30 * inputs.q[:, 0].mean(1, keepdim=True)
     changed[:, 1, 1:5] = 30 * inputs.q[:, 1].mean(1, keepdim=True)
     other = replace(inputs, **{part: changed})  # type: ignore[arg-type]
-    assert torch.equal(*(likely_sinks(each, 9, "mass", each.key_mask()) for each in (inputs, other)))
+    assert torch.equal(*(likely_sinks(each, 9, by, each.key_mask()) for each in (inputs, other)))
 
 
 def test_without_the_guarantee_the_paper_s_features_miss_sinks() -> None:
@@ -316,7 +337,7 @@ def test_per_head_macs_are_those_that_a_counter_sees(variant: Fna | FnaRefined, 
         ({"method": "best"}, "method=best is not known; allowed: fps, random, grid, kmeans, rpcholesky"),
         ({"num_sinks": -1}, "num_sinks=-1 must be at least 0"),
         ({"num_refinements": -1}, "num_refinements=-1 must be at least 0"),
-        ({"sinks_by": "size"}, "sinks_by=size is not known; allowed: mass, norm"),
+        ({"sinks_by": "size"}, "sinks_by=size is not known; allowed: mass, sample, norm"),
         ({"per_head": True, "features": "input"}, "the block's input is the same for all"),
         ({"per_head": True, "features": "q", "num_sinks": 1, "sinks_by": "norm"}, "per_head=true needs what differs"),
     ],

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 FEATURES = ("input", "q", "k", "qk_concat")
 METHODS = ("fps", "random", "grid", "kmeans", "rpcholesky")
 RESAMPLE = ("forward", "layer")
-SINKS_BY = ("mass", "norm")
+SINKS_BY = ("mass", "sample", "norm")
+NUM_SAMPLED = 32
+"""Queries that sinks_by="sample" asks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,8 @@ class Selection:
     num_sinks: int = 0
     """So many patches are landmarks for certain: those with the largest incoming attention mass or norm."""
     sinks_by: str = "mass"
-    """"mass": attention of the mean query, averaged over heads; "norm": of the block's input."""
+    """"mass": attention of the mean query, averaged over heads; "sample": of 32 queries, which finds sinks that only
+    some of the queries look at as well; "norm": of the block's input."""
     per_head: bool = False
     """Each head has its own landmarks; H selections."""
     seed: int = 0
@@ -67,8 +70,8 @@ class Selection:
                 raise one_of(name, getattr(self, name), allowed)
         if self.per_head and (self.features == "input" or (self.num_sinks and self.sinks_by == "norm")):
             raise BadInputError(
-                "per_head=true needs what differs between heads: features=q, k or qk_concat, and sinks_by=mass; the "
-                "block's input is the same for all"
+                "per_head=true needs what differs between heads: features=q, k or qk_concat, and sinks_by=mass or "
+                "sample; the block's input is the same for all"
             )
 
     def check(self, shape: AttentionShape) -> None:
@@ -136,7 +139,8 @@ class Selection:
         n, m, (full, width) = shape.num_tokens, self.num_landmarks, self._widths(shape)
         products = {"grid": 0, "random": 0, "fps": 1, "rpcholesky": 1, "kmeans": 1 + 2 * self.num_refinements}
         pivots = n * m * (m - 1) // 2 if self.method == "rpcholesky" else 0
-        sinks = n * shape.num_heads * shape.head_dim if self.num_sinks and self.sinks_by == "mass" else 0
+        num_queries = {"mass": 1, "sample": min(NUM_SAMPLED, n), "norm": 0}[self.sinks_by] if self.num_sinks else 0
+        sinks = num_queries * n * shape.num_heads * shape.head_dim
         projection = n * full * width if width < full else 0
         return products[self.method] * n * m * width + pivots + sinks + projection
 
@@ -166,15 +170,15 @@ def _projection(width: int, sketch: int, device: torch.device) -> Float[Tensor, 
 def likely_sinks(
     inputs: AttentionInputs, num_sinks: int, by: str, allowed: Bool[Tensor, "B N"] | None = None
 ) -> Int[Tensor, "B S"]:
-    """The allowed patches with the largest incoming attention mass or norm, by one of SINKS_BY; N C MACs or none."""
+    """The allowed patches with the largest incoming attention mass or norm, by one of SINKS_BY; N C MACs a query."""
     if by == "norm":
         score = inputs.x.float().norm(dim=-1)
     else:
-        query = _mean_query(inputs.q, allowed)
-        logits = inputs.scale * torch.einsum("bhnd,bhd->bhn", inputs.k.float(), query)
+        queries, weight = _mean_query(inputs.q, allowed) if by == "mass" else _sampled_queries(inputs.q, allowed)
+        logits = inputs.scale * inputs.k.float() @ queries.mT  # [B, H, N, Q]
         if allowed is not None:
-            logits = logits.masked_fill(~allowed[:, None], -torch.inf)
-        score = logits.softmax(-1).mean(1)
+            logits = logits.masked_fill(~allowed[:, None, :, None], -torch.inf)
+        score = (logits.softmax(-2).mean(1) * weight[:, None]).sum(-1)
     if allowed is not None:
         score = score.masked_fill(~allowed, -1.0)
     score[:, : inputs.num_prefix] = -torch.inf  # landmarks already
@@ -182,10 +186,27 @@ def likely_sinks(
     return sinks
 
 
-def _mean_query(q: Float[Tensor, "B H N D"], allowed: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B H D"]:
+def _mean_query(
+    q: Float[Tensor, "B H N D"], allowed: Bool[Tensor, "B N"] | None
+) -> tuple[Float[Tensor, "B H 1 D"], Float[Tensor, "B 1"]]:
+    """Of the allowed tokens, and that it is all there is."""
     if allowed is None:
-        return q.mean(2, dtype=torch.float32)
-    return (q.float() * allowed[:, None, :, None]).sum(2) / allowed.sum(1).clamp_min(1)[:, None, None]
+        mean = q.mean(2, keepdim=True, dtype=torch.float32)
+    else:
+        mean = (q.float() * allowed[:, None, :, None]).sum(2, keepdim=True)
+        mean = mean / allowed.sum(1).clamp_min(1)[:, None, None, None]
+    return mean, mean.new_ones(len(mean), 1)
+
+
+def _sampled_queries(
+    q: Float[Tensor, "B H N D"], allowed: Bool[Tensor, "B N"] | None
+) -> tuple[Float[Tensor, "B H Q D"], Float[Tensor, "B Q"]]:
+    """Of tokens that are spread evenly, and 1 where one is allowed: all of them are, as long as there are enough."""
+    B, _, N, _ = q.shape
+    order = golden_order(N, q.device).expand(B, -1)
+    chosen = first_of_order(order, min(NUM_SAMPLED, N), 0, allowed)
+    valid = torch.ones_like(chosen.index) if chosen.valid is None else chosen.valid
+    return chosen.gather(q).float(), valid.float()
 
 
 def one_head_each(inputs: AttentionInputs) -> AttentionInputs:
