@@ -15,7 +15,7 @@ from on_kernels import DEVICE, NEEDS_KERNELS, UNREAD_PADDING
 from fnabench.attention.fna import Fna
 from fnabench.bench import gpu
 from fnabench.bench.attempts import MOST_SECONDS, Note, Report
-from fnabench.bench.gpu import Case, compare_forms, profile_kernels, run_tests
+from fnabench.bench.gpu import Case, compare_forms, compare_models, profile_kernels, run_tests
 from fnabench.bench.launches import launches
 from fnabench.bench.report import Table, write
 
@@ -52,6 +52,17 @@ def test_the_profile_says_how_far_the_kernels_are_from_the_plain_form() -> None:
     }  # fmt: skip
     assert not any(note.is_failure for note in notes.values())
     assert "relative difference " in notes["N=20, fused against plain"].finding
+
+
+@torch.inference_mode()
+def test_a_whole_model_reaches_a_share_of_the_ceiling() -> None:
+    images = torch.rand(1, 3, 144, 144, device=DEVICE)
+    rows = list(compare_models("vit_tiny_patch16_224", images, num_rounds=1))
+    assert [(row.baseline, row.arm, row.goal) for row in rows] == [
+        ("exact", "variant", ""), ("exact", "free", ""), ("free", "variant", "at least 0.95"),
+    ]  # fmt: skip
+    assert rows[2].what == "forward, vit_tiny_patch16_224, 144 px, half of the layers, M=64: share of the ceiling"
+    assert rows[2].baseline_ms == rows[1].arm_ms > 0
 
 
 @NEEDS_KERNELS

@@ -13,18 +13,16 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-import timm
 import torch
 
-from fnabench.attention.base import Attention, AttentionInputs
+from fnabench.attention.base import AttentionInputs
 from fnabench.attention.exact import Exact
 from fnabench.attention.fna import Fna
 from fnabench.attention.fna_refined import FnaRefined
-from fnabench.attention.free import Free
-from fnabench.bench.inputs import CPU, random_inputs, to_tensor
+from fnabench.bench.forwards import compare_forwards
+from fnabench.bench.inputs import CPU, random_inputs
 from fnabench.bench.report import Row, Table, compare_arms, write
-from fnabench.cost import attach_alone, core_arm
-from fnabench.models.timm_vit import TimmBackbone
+from fnabench.cost import core_arm
 from fnabench.progress import stderr
 from fnabench.timing import Arm, interleave
 
@@ -65,20 +63,14 @@ def selection(rows: Sequence[Row]) -> Table:
 
 def whole_model() -> Iterator[Row]:
     """A forward of a random ViT-S at 1024 px: attention for free over the variant is the share of the ceiling."""
-    made = TimmBackbone(timm.create_model("vit_small_patch16_224", img_size=1024).eval(), to_tensor)
-    layers = made.layers.select("half")
-    image = torch.rand(1, 3, 1024, 1024)
-    cores: dict[str, Attention] = {"exact": Exact(), "fna": Fna(), "fna_refined": FnaRefined(), "free": Free()}
-    arms = {
-        name: Arm(prepare=partial(attach_alone, made, core, layers), run=partial(made.classify, image))
-        for name, core in cores.items()
-    }
-    timings = interleave(arms, 6, CPU)
-    what = "forward, ViT-S, 1024 px, 6 of 12 layers, M=64"
-    for arm in ("fna", "fna_refined", "free"):
-        yield compare_arms(what, timings, "exact", arm)
-    for arm in ("fna", "fna_refined"):
-        yield compare_arms(f"{what}: share of the ceiling", timings, "free", arm, "at least 0.97")
+    return compare_forwards(
+        "forward, ViT-S, 1024 px, 6 of 12 layers, M=64",
+        "vit_small_patch16_224",
+        torch.rand(1, 3, 1024, 1024),
+        {"fna": Fna(), "fna_refined": FnaRefined()},
+        num_rounds=6,
+        goal="at least 0.97",
+    )
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ Timed: the attention of 12 layers side by side in one process, landmark selectio
 attention on its fastest backend, FNA as published, refined FNA in plain PyTorch, and the kernels, launched one by one
 and as one CUDA graph, on landmarks by the head mean of q; the plain form is given the cells. Besides them the variant:
 attention=fna_refined with its default settings, sinks and a sketch of the block's input, fused=true and fused=false.
+Last the forward of a whole ViT-L with that variant in half of its layers, beside attention for free.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from fnabench.attention.fna import Fna
 from fnabench.attention.fna_refined import FnaRefined
 from fnabench.attention.landmarks import farthest_points
 from fnabench.bench.attempts import Note, Report, failure
+from fnabench.bench.forwards import compare_forwards
 from fnabench.bench.launches import capture, launches, refusing_syncs
 from fnabench.bench.report import Row, compare_arms
 from fnabench.errors import BadInputError, FnabenchError, MissingError
@@ -42,6 +44,8 @@ from fnabench.timing import Arm, interleave
 
 GOALS = {1025: 4, 2305: 9, 4097: 16, 9217: 35}
 """Tokens, and how many times faster than exact attention the kernels are meant to be."""
+IMAGE_SIZES = (512, 1024)
+"""Of the whole ViT-L: 1,025 and 4,097 tokens."""
 RIDGE = 1e-3
 NUM_ROUNDS = 20
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,6 +97,9 @@ def main() -> int:
             case = Case(num_tokens=num_tokens, device=device)
             report.attempt(f"N={num_tokens}, profile", partial(profile_kernels, case))
             report.attempt(f"N={num_tokens}, timing", partial(compare_forms, case, NUM_ROUNDS))
+        for size in IMAGE_SIZES:
+            images = torch.rand(case.batch, 3, size, size, device=device, dtype=case.dtype)
+            report.attempt(f"ViT-L, {size} px", partial(compare_models, "vit_large_patch16_224", images, NUM_ROUNDS))
     print(report.write().read_text(encoding="utf-8"))
     return 1 if any(note.is_failure for note in report.notes) else 0
 
@@ -159,6 +166,12 @@ def compare_forms(case: Case, num_rounds: int) -> Iterator[Row | Note]:
     for baseline, arm in (("plain", "fused"), ("variant, not fused", "variant")):
         if baseline in forms and arm in forms:
             yield compare_arms(what, timings, baseline, arm)
+
+
+def compare_models(architecture: str, images: Tensor, num_rounds: int) -> Iterator[Row]:
+    """What of the ceiling the variant reaches in a whole model, as a user gets it: kernels where they apply."""
+    what = f"forward, {architecture}, {images.shape[-1]} px, half of the layers, M=64"
+    return compare_forwards(what, architecture, images, {"variant": FnaRefined()}, num_rounds, "at least 0.95")
 
 
 def profile_kernels(case: Case) -> Iterator[Note]:
