@@ -13,9 +13,9 @@ import torch
 from on_kernels import DEVICE, NEEDS_KERNELS, UNREAD_PADDING
 
 from fnabench.attention.fna import Fna
-from fnabench.bench import gpu
+from fnabench.bench import kernel_tests
 from fnabench.bench.attempts import MOST_SECONDS, Note, Report
-from fnabench.bench.gpu import Case, compare_forms, compare_models, profile_kernels, run_tests
+from fnabench.bench.gpu import Case, compare_forms, compare_models, profile_kernels
 from fnabench.bench.launches import launches
 from fnabench.bench.report import Table, write
 
@@ -111,8 +111,8 @@ def test_the_tests_are_run_as_they_are_and_stopped_in_time(
 ) -> None:
     (tmp_path / "test_it.py").write_text(f"def test_it():\n    {body}\n")
     for name, value in (("ROOT", tmp_path), ("TESTS", ("test_it.py",)), ("MOST_SECONDS_OF_TESTS", limit)):
-        monkeypatch.setattr(gpu, name, value)
-    *named, last = run_tests()
+        monkeypatch.setattr(kernel_tests, name, value)
+    *named, last = kernel_tests.run_tests()
     assert [note.what for note in named] == failures
     assert finding in last.finding
     assert last.is_failure == (finding != "1 passed")
@@ -122,12 +122,12 @@ def test_the_benchmark_and_what_it_tests_need_no_library_of_the_harness() -> Non
     absent = ("hydra", "omegaconf", "faiss", "datasets", "wandb", "pydantic", "open_clip")
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
-        "import pytest, fnabench.bench.gpu as gpu\n"
-        "sys.exit(pytest.main(['--collect-only', '-q', '-p', 'no:cacheprovider', *gpu.TESTS]))"
+        "import pytest, fnabench.bench.gpu, fnabench.bench.kernel_tests as kernel_tests\n"
+        "sys.exit(pytest.main(['--collect-only', '-q', '-p', 'no:cacheprovider', *kernel_tests.TESTS]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=gpu.ROOT, capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(gpu.ROOT)},
+        [sys.executable, "-c", program], cwd=kernel_tests.ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(kernel_tests.ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 

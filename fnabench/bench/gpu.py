@@ -12,15 +12,11 @@ Last the forward of a whole ViT-L with that variant in half of its layers, besid
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from threading import Timer
 
 import torch
 from torch import Tensor
@@ -31,6 +27,7 @@ from fnabench.attention.fna_refined import FnaRefined
 from fnabench.attention.landmarks import farthest_points
 from fnabench.bench.attempts import Note, Report, failure
 from fnabench.bench.forwards import compare_forwards
+from fnabench.bench.kernel_tests import run_tests
 from fnabench.bench.launches import capture, launches, refusing_syncs
 from fnabench.bench.report import Row, compare_arms
 from fnabench.errors import BadInputError, FnabenchError, MissingError
@@ -48,11 +45,6 @@ IMAGE_SIZES = (512, 1024)
 """Of the whole ViT-L: 1,025 and 4,097 tokens."""
 RIDGE = 1e-3
 NUM_ROUNDS = 20
-ROOT = Path(__file__).resolve().parents[2]
-TESTS = ("tests/test_kernels.py", "tests/test_fused.py")
-MOST_SECONDS_OF_TESTS = 300
-MOST_PROCESSES = 8
-"""That test side by side: most of the time goes into compiling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,32 +94,6 @@ def main() -> int:
             report.attempt(f"ViT-L, {size} px", partial(compare_models, "vit_large_patch16_224", images, NUM_ROUNDS))
     print(report.write().read_text(encoding="utf-8"))
     return 1 if any(note.is_failure for note in report.notes) else 0
-
-
-def run_tests() -> Iterator[Note]:
-    """What the kernels' tests say on this device, each that fails by name."""
-    num_processes = min(MOST_PROCESSES, os.cpu_count() or 1)
-    side_by_side = ("-n", str(num_processes)) if find_spec("xdist") else ()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *side_by_side, *TESTS],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
-    limit = Timer(MOST_SECONDS_OF_TESTS, partial(os.killpg, process.pid, signal.SIGKILL))
-    limit.start()
-    last = ""
-    try:
-        for line in process.stdout or ():
-            print(line, end="", file=sys.stderr, flush=True)
-            last = line.strip() or last
-            if line.startswith(("FAILED", "ERROR")):
-                yield Note(what=line.split()[1], finding=line.strip(), is_failure=True)
-        code = process.wait()
-    finally:
-        limit.cancel()
-        if process.poll() is None:  # whoever runs this has stopped it
-            os.killpg(process.pid, signal.SIGKILL)
-    stopped = f" (stopped after {MOST_SECONDS_OF_TESTS} seconds)" if code == -signal.SIGKILL else ""
-    yield Note(what="the kernels' tests on this device", finding=f"{last}{stopped}", is_failure=code != 0)
 
 
 def compare_forms(case: Case, num_rounds: int) -> Iterator[Row | Note]:
