@@ -83,6 +83,12 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, allowed: Te
     return logits.softmax(-1) @ v.double()
 
 
+def row_softmax(logits: np.ndarray) -> np.ndarray:
+    """Each row's softmax, as it is written down."""
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
 @dataclass(frozen=True)
 class Kind:
     """A small model of one of timm's families of Vision Transformers, and what the seam should find in it."""

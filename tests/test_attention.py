@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from builders import attention_inputs, key_mask, on_meta, shape_of, softmax_attention
+from builders import attention_inputs, key_mask, on_meta, row_softmax, shape_of, softmax_attention
 from torch import Tensor
 
 from fnabench.attention.base import AttentionInputs, AttentionShape
@@ -53,11 +53,6 @@ def naive_fna(
                 z = z @ (13 * one - az @ (15 * one - az @ (7 * one - az))) / 4
             output[b, h] = row_softmax(inputs.scale * q[b, h] @ k_l.T) @ (z @ u)
     return output
-
-
-def row_softmax(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
 
 
 # The invariants of the method

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from builders import attention_inputs, grouped_inputs, key_mask, on_meta, shape_of, softmax_attention
+from builders import attention_inputs, grouped_inputs, key_mask, on_meta, row_softmax, shape_of, softmax_attention
 from torch import Tensor
 
 from fnabench.attention.base import AttentionInputs
@@ -76,11 +76,6 @@ def naive_refined(
 
 def solve_ridge(a: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.linalg.solve(a.T @ a + 1e-3 * np.eye(a.shape[1]), a.T @ right)
-
-
-def row_softmax(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
 
 
 def refined(m: int = 7, **options: object) -> FnaRefined:

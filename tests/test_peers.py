@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from builders import attention_inputs, grouped_inputs, key_mask, on_meta, shape_of, softmax_attention
+from builders import attention_inputs, grouped_inputs, key_mask, on_meta, row_softmax, shape_of, softmax_attention
 
 from fnabench.attention.base import Attention, AttentionInputs
 from fnabench.attention.exact import Exact
@@ -19,11 +19,6 @@ from fnabench.macs import count_macs
 
 PEERS: tuple[Attention, ...] = (Nystromformer(num_landmarks=7), Performer(num_features=19), Tome(ratio=0.4))
 each_peer = pytest.mark.parametrize("peer", PEERS, ids=[type(peer).__name__ for peer in PEERS])
-
-
-def row_softmax(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
 
 
 def in_float64(inputs: AttentionInputs, image: int, head: int) -> list[np.ndarray]:
