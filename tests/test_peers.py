@@ -102,6 +102,12 @@ def test_a_causal_mask_is_refused(peer: Attention) -> None:
         peer(attention_inputs(is_causal=True))
 
 
+@each_peer
+def test_a_decoder_is_refused_before_anything_runs(peer: Attention) -> None:
+    with pytest.raises(ImpossibleError, match="a causal mask cannot be honoured"):
+        peer.check(replace(shape_of(attention_inputs()), is_causal=True))
+
+
 @pytest.mark.parametrize("peer", [PEERS[0], PEERS[2]], ids=["Nystromformer", "Tome"])
 def test_a_key_mask_is_refused_where_every_token_counts(peer: Attention) -> None:
     kept = list(range(12))
@@ -192,6 +198,14 @@ def test_performer_s_masked_keys_might_as_well_not_be_there() -> None:
     without = replace(inputs, q=q, k=fewer_k, v=fewer_v, x=inputs.x[:, kept], mask=None)
     output = Performer()(replace(inputs, k=k, v=v))[:, :, kept]
     torch.testing.assert_close(output, Performer()(without), atol=1e-5, rtol=1e-5)
+
+
+def test_performer_gives_zeros_where_no_key_is_allowed_as_exact_attention_does() -> None:
+    inputs = attention_inputs(mask=key_mask([], list(range(17))))
+    for variant in (Performer(), Exact()):
+        output = variant(inputs)
+        assert not output[0].any()
+        assert output.isfinite().all()
 
 
 # Token merging

@@ -19,6 +19,10 @@ FUSED = "fused"
 """Under this name in the memo a core says that fused kernels have computed its output."""
 
 
+def _no_causal() -> ImpossibleError:
+    return ImpossibleError("a causal mask cannot be honoured by this attention variant; use attention=exact")
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttentionInputs:
     """Everything that the core of one attention layer may look at."""
@@ -66,7 +70,7 @@ class AttentionInputs:
     def refuse_causal(self) -> None:
         """Raise ImpossibleError under a causal mask: for variants whose tokens see one another."""
         if self.is_causal:
-            raise ImpossibleError("a causal mask cannot be honoured by this attention variant; use attention=exact")
+            raise _no_causal()
 
     def refuse_any_mask(self) -> None:
         """Raise ImpossibleError under a mask of any kind: for variants in which every token counts."""
@@ -93,6 +97,11 @@ class AttentionShape:
     def __post_init__(self) -> None:
         if self.has_cls is None:
             object.__setattr__(self, "has_cls", self.num_prefix > 0)
+
+    def refuse_causal(self) -> None:
+        """As AttentionInputs does, before anything has run."""
+        if self.is_causal:
+            raise _no_causal()
 
     @property
     def num_pairs(self) -> int:

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from fnabench.attention.base import Attention, AttentionInputs, AttentionShape
 from fnabench.attention.cells import Cells, gather_cells
 from fnabench.attention.inverse import check_inverse, effective_values, macs_of_inverse, round_values
-from fnabench.errors import BadInputError, ImpossibleError
+from fnabench.attention.selection import Selection
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -37,16 +37,17 @@ class Nystromformer(Attention):
     num_iterations: int = 6
 
     def __post_init__(self) -> None:
-        if self.num_landmarks < 1:
-            raise BadInputError(f"num_landmarks={self.num_landmarks} must be at least 1")
         check_inverse("newton_schulz", self.num_iterations, 0.0, self.num_landmarks)
+        _ = self._fit
 
     def check(self, shape: AttentionShape) -> None:
-        if not shape.num_prefix < self.num_landmarks <= shape.num_tokens:
-            raise ImpossibleError(
-                f"attention.num_landmarks={self.num_landmarks} does not fit {shape.num_tokens} tokens of which "
-                f"{shape.num_prefix} are prefix tokens; choose {shape.num_prefix + 1}..{shape.num_tokens}"
-            )
+        shape.refuse_causal()
+        self._fit.check(shape)
+
+    @property
+    def _fit(self) -> Selection:
+        """What says how many segments there may be."""
+        return Selection(num_landmarks=self.num_landmarks)
 
     def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]:
         inputs.refuse_any_mask()

@@ -40,6 +40,9 @@ class Performer(Attention):
         if self.num_features < 1:
             raise BadInputError(f"num_features={self.num_features} must be at least 1")
 
+    def check(self, shape: AttentionShape) -> None:
+        shape.refuse_causal()
+
     def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]:
         inputs.refuse_causal()
         allowed = inputs.key_mask()
@@ -49,11 +52,12 @@ class Performer(Attention):
             keys = keys.masked_fill(~allowed[:, None, :, None], -torch.inf)
         # Whatever is subtracted here cancels in the quotient.
         queries = (queries - queries.amax(-1, keepdim=True)).exp() + EPSILON
-        keys = (keys - keys.amax((-2, -1), keepdim=True)).exp() + EPSILON
+        least, tiny = torch.finfo(keys.dtype).min, torch.finfo(keys.dtype).tiny
+        keys = (keys - keys.amax((-2, -1), keepdim=True).clamp_min(least)).exp() + EPSILON
         if allowed is not None:
             keys = keys * allowed[:, None, :, None]
         sums = queries @ (keys.mT @ pad(inputs.v.float(), (0, 1), value=1.0))  # [B, H, N, D + 1]
-        return (sums[..., :-1] / sums[..., -1:]).to(inputs.v.dtype)
+        return (sums[..., :-1] / sums[..., -1:].clamp_min(tiny)).to(inputs.v.dtype)  # zero where no key is allowed
 
     def macs(self, shape: AttentionShape, num_layers: int) -> int:
         head = 2 * shape.num_tokens * self.num_features * (2 * shape.head_dim + 1)

@@ -41,6 +41,9 @@ class Tome(Attention):
         if not 0 <= self.ratio <= 0.5:
             raise BadInputError(f"ratio={self.ratio} must lie in 0..0.5: at most every second patch can be merged")
 
+    def check(self, shape: AttentionShape) -> None:
+        shape.refuse_causal()
+
     def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]:
         inputs.refuse_any_mask()
         group = self.match(inputs)
