@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from inspect import get_annotations
 from pathlib import Path
@@ -28,7 +28,8 @@ DEBUG = "FNABENCH_DEBUG"
 """With this variable, or HYDRA_FULL_ERROR, set to 1 a mistake shows its traceback."""
 FORMATS = ("table", "json")
 USER_ERRORS = (FnabenchError, HydraException, OmegaConfBaseException)
-RUN_TYPES = {
+PARTS = ("task", "data", "model", "attention", "budget", "probe", "tracker")
+RUN_TYPES: dict[str, Any] = {
     "device": str,
     "dtype": str,
     "seed": int,
@@ -50,6 +51,7 @@ _UNKNOWN_CHOICE = re.compile(
     r"Could not find '(?P<group>.*?)/(?P<name>[^'/]*)' Available options in '.*?': (?P<all>.*?)( Config|$)"
 )
 _MISSING_LAUNCHER = re.compile(r"Could not (?:load|find) 'hydra/launcher/(?:submitit_)?(?P<extra>slurm|joblib)'")
+_ADDED = re.compile(r"unexpected keyword argument '(?P<name>\w+)'.*full_key: (?P<part>\S+)", re.DOTALL)
 _failed_jobs: list[int] = []
 
 
@@ -125,13 +127,27 @@ def _run(cfg: DictConfig) -> None:
 
 
 def check_types(cfg: DictConfig) -> None:
-    """Refuse a value that is not of the type which its constructor names."""
+    """Refuse a setting that nothing takes, and a value that is not of the type which its constructor names."""
     values: Any = OmegaConf.to_container(cfg, resolve=True)
+    _refuse_unknown(values, ["hydra", *PARTS, "layers", *RUN_TYPES])
+    _refuse_unknown(values["loader"], RUN_TYPES["loader"], "loader.")
     for name, value, type_ in _typed(values, RUN_TYPES):
         if value != "???" and not _is_a(value, type_):
             raise BadInputError(f"{name}={value} must be {_in_words(type_)}")
     if cfg.seed < 0:
         raise BadInputError(f"seed={cfg.seed} must be at least 0")
+
+
+def _refuse_unknown(values: Mapping[str, Any], known: Collection[str], prefix: str = "") -> None:
+    """What + has added; without it Hydra refuses by itself."""
+    for name in values:
+        if name not in known:
+            raise BadInputError(_not_known(f"{prefix}{name}", known))
+
+
+def _not_known(name: str, allowed: Iterable[str]) -> str:
+    shown = ", ".join(each for each in allowed if each not in ("hydra", "_target_"))
+    return f"{name} is not known; allowed: {shown or 'none'}"
 
 
 def _typed(values: Mapping[str, Any], types: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -208,11 +224,12 @@ def _is_from_cluster(error: Exception) -> bool:
 
 def _one_line(error: BaseException) -> str:
     """What went wrong in one line: our own errors as they are, Hydra's without its search path."""
+    if added := _ADDED.search(str(error)):
+        return f"{added['part']}.{added['name']} is not known; without the + you are told what is allowed"
     while not isinstance(error, FnabenchError) and isinstance(error.__cause__, (*USER_ERRORS, TypeError)):
         error = error.__cause__
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and error.parent_node is not None:
-        allowed = [str(name) for name in error.parent_node if name != "_target_"]
-        return f"{error.full_key} is not known; allowed: {', '.join(allowed) or 'none'}"
+        return _not_known(str(error.full_key), map(str, error.parent_node))
     text = " ".join(str(error).split())
     if launcher := _MISSING_LAUNCHER.search(text):
         extra = launcher["extra"]

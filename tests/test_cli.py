@@ -164,6 +164,13 @@ def test_an_unknown_option_names_the_known_ones(world):
     assert "seed, data, loader" in line
 
 
+@pytest.mark.parametrize("option", ["colour", "loader.colour", "attention.colour", "probe.colour"])
+def test_an_unknown_option_is_not_let_in_by_a_plus(world, option):
+    line = world.refused(f"+{option}=red")
+    assert line.startswith(f"fnabench: {option} is not known; ")
+    assert world.records() == []
+
+
 def test_an_unknown_setting_of_a_variant_names_the_known_ones(world):
     line = world.refused(attention__num_points="4")
     assert line.startswith("fnabench: attention.num_points is not known; allowed: num_landmarks, features, ")
