@@ -12,6 +12,7 @@ from fnabench.errors import BadInputError
 from fnabench.identity import shown
 from fnabench.record import CorruptRecordError, Record
 from fnabench.references import FOLDER, Verification, read_verification
+from fnabench.report import form_of
 from fnabench.statistics import holm
 from fnabench.store import Store, read_record
 
@@ -80,7 +81,8 @@ def to_markdown(
     ordered = sorted(records, key=lambda r: (r.task, r.data, r.model, r.image_size, -r.num_samples, _rank(r), r.key))
     for _, same_task in groupby(ordered, key=lambda record: (record.task, record.data)):
         for heading, group in _tables(list(same_task)).items():
-            columns = [name.format(unit=group[0].units.get(group[0].metric, "%")) for name in COLUMNS]
+            unit, *_ = form_of(group[0], group[0].metric)
+            columns = [name.format(unit=unit) for name in COLUMNS]
             settings, stars = _settings_to_show(group), _significant(group)
             lines = [_line(_cells(record, settings, record.key in stars, verifications)) for record in group]
             parts.append(f"## {heading}\n")
@@ -114,10 +116,10 @@ def _cells(
     record: Record, settings: Mapping[str, Sequence[str]], is_significant: bool, verifications: Sequence[Verification]
 ) -> list[str]:
     cost, comparison = record.cost, record.comparison
-    factor = 1 if record.metric in record.units else 100
+    _, factor, form = form_of(record, record.metric)
     difference = agreement = "-"
     if comparison:
-        difference = f"{comparison.difference.times(factor):+.2f}" + ("*" if is_significant else "")
+        difference = f"{comparison.difference.times(factor):+{form}}" + ("*" if is_significant else "")
         agreement = "-" if comparison.agreement is None else f"{100 * comparison.agreement:.1f}"
     gpu = record.environment.gpu
     return [
@@ -126,7 +128,7 @@ def _cells(
         str(record.num_tokens),
         _named("attention", record, settings),
         f"{len(record.layers)}/{record.num_layers}",
-        f"{factor * record.score.value:.2f} of {record.num_samples}" if record.score else record.status,
+        f"{factor * record.score.value:{form}} of {record.num_samples}" if record.score else record.status,
         difference,
         agreement,
         f"{cost.latency_ratio:.2f}" if cost else "-",

@@ -17,7 +17,9 @@ from fnabench.statistics import Estimate
 WIDTH = 100
 """Columns that every table fits."""
 MISSING = "-"
-FORMS = {"%": (100, ".2f"), "tokens": (1, ".2f")}
+UNIT = "%"
+"""Of a score that names none."""
+FORMS = {UNIT: (100, ".2f"), "tokens": (1, ".2f")}
 """Factor and format of a score by its unit; others are small numbers."""
 
 
@@ -73,11 +75,16 @@ def print_table(outcome: Outcome, *, to_stderr: bool) -> None:
     console.print(table)
 
 
+def form_of(record: Record, metric: str) -> tuple[str, int, str]:
+    """Unit, factor and format of a score."""
+    unit = record.units.get(metric, UNIT)
+    return unit, *FORMS.get(unit, (1, ".5f"))
+
+
 def _accuracy_rows(record: Record, exact: Record) -> list[tuple[str, str, str, str]]:
     rows = []
     for name, score in record.scores.items():
-        unit = record.units.get(name, "%")
-        factor, form = FORMS.get(unit, (1, ".5f"))
+        unit, factor, form = form_of(record, name)
         comparison = record.comparisons.get(name)
         theirs = exact.scores.get(name)
         rows.append(

@@ -68,6 +68,7 @@ def test_a_score_stands_under_its_unit():
     page = leaderboard.to_markdown([with_landmarks(16, units={"top1": "tokens"})])
     assert "| score (tokens) |" in page
     assert "| 0.75 of 4 |" in page
+    assert "| 0.75000 of 4 |" in leaderboard.to_markdown([with_landmarks(16, units={"top1": "nats"})])
 
 
 def test_a_star_needs_significance_after_correction():
