@@ -46,7 +46,7 @@ def shape_of(inputs: AttentionInputs) -> AttentionShape:
     _, heads, tokens, head_dim = inputs.q.shape
     return AttentionShape(
         num_tokens=tokens, num_heads=heads, head_dim=head_dim, num_channels=inputs.x.shape[-1],
-        num_prefix=inputs.num_prefix,
+        num_prefix=inputs.num_prefix, is_causal=inputs.is_causal,
     )  # fmt: skip
 
 

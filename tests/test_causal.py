@@ -88,11 +88,14 @@ def test_every_token_sees_each_earlier_one():
     assert (v.grad.abs().sum(-1) > 0).all()
 
 
-def test_a_sequence_of_one_block_is_exact():
-    given = inputs(tokens=12)
-    lower = torch.ones(12, 12, dtype=torch.bool).tril()
+@pytest.mark.parametrize("variant", [FNA, FnaRefined(num_landmarks=6, over=2)])
+@pytest.mark.parametrize("tokens", [1, 5, 12])  # fewer than the landmarks, too
+def test_a_sequence_of_one_block_is_exact(tokens, variant):
+    given = inputs(tokens=tokens)
+    variant.check(shape_of(given))
+    lower = torch.ones(tokens, tokens, dtype=torch.bool).tril()
     expected = softmax_attention(given.q, given.k, given.v, given.scale, lower)
-    torch.testing.assert_close(FNA(given).double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(variant(given).double(), expected, atol=1e-5, rtol=0)
 
 
 def test_equal_keys_within_a_cell_are_exact():
@@ -166,7 +169,7 @@ def test_the_output_has_the_dtype_of_v_and_is_finite(dtype):
 def test_the_formula_counts_what_a_counter_counts(options, num_landmarks):
     given = inputs(batch=1)
     variant = Fna(num_landmarks=num_landmarks, **options)
-    shape = replace(shape_of(given), is_causal=True)
+    shape = shape_of(given)
     counted = count_macs(lambda: variant(on_meta(given)))
     blocks = -(-TOKENS // block_size(num_landmarks)) * block_size(num_landmarks)
     centring = 0 if variant.method == "grid" else blocks * min(8, variant.sketch or 8)  # seen, but no product

@@ -105,7 +105,7 @@ def test_a_causal_mask_is_refused(peer: Attention) -> None:
 @each_peer
 def test_a_decoder_is_refused_before_anything_runs(peer: Attention) -> None:
     with pytest.raises(ImpossibleError, match="a causal mask cannot be honoured"):
-        peer.check(replace(shape_of(attention_inputs()), is_causal=True))
+        peer.check(shape_of(attention_inputs(is_causal=True)))
 
 
 @pytest.mark.parametrize("peer", [PEERS[0], PEERS[2]], ids=["Nystromformer", "Tome"])

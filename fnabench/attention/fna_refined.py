@@ -102,7 +102,7 @@ class FnaRefined(Attention):
 
     def check(self, shape: AttentionShape) -> None:
         Selection.of(self, self.num_landmarks).check(shape)
-        if self.over * self.num_landmarks > shape.num_tokens:
+        if self.over * self.num_landmarks > shape.num_tokens and not shape.is_causal:
             raise ImpossibleError(
                 f"attention.over={self.over} with num_landmarks={self.num_landmarks} asks for more landmarks than the "
                 f"{shape.num_tokens} tokens; choose num_landmarks up to {shape.num_tokens // self.over}"

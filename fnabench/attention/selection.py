@@ -75,8 +75,9 @@ class Selection:
             )
 
     def check(self, shape: AttentionShape) -> None:
-        """Raise ImpossibleError if a layer of this shape has too few tokens."""
-        self._fit(shape.num_tokens, shape.num_prefix)
+        """Raise ImpossibleError if a layer of this shape has too few tokens; a causal one never has."""
+        if not shape.is_causal:
+            self._fit(shape.num_tokens, shape.num_prefix)
 
     def _fit(self, num_tokens: int, num_prefix: int) -> None:
         least = num_prefix + self.num_sinks + 1
