@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-EPSILON = 1e-6
-"""Added to every feature, so that a query far from all keys divides by no zero; it then sees all of them alike."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Performer(Attention):
@@ -50,14 +47,15 @@ class Performer(Attention):
         queries, keys = (_exponents(each, inputs.scale, directions) for each in (inputs.q, inputs.k))
         if allowed is not None:
             keys = keys.masked_fill(~allowed[:, None, :, None], -torch.inf)
-        # Whatever is subtracted here cancels in the quotient.
-        queries = (queries - queries.amax(-1, keepdim=True)).exp() + EPSILON
-        least, tiny = torch.finfo(keys.dtype).min, torch.finfo(keys.dtype).tiny
-        keys = (keys - keys.amax((-2, -1), keepdim=True).clamp_min(least)).exp() + EPSILON
-        if allowed is not None:
-            keys = keys * allowed[:, None, :, None]
+        # What a feature of the keys loses, that of the queries is given; what these lose cancels in the quotient.
+        largest = keys.amax(-2, keepdim=True).clamp_min(torch.finfo(keys.dtype).min)  # -inf where no key is allowed
+        keys = (keys - largest).exp()
+        queries = queries + largest
+        queries = (queries - queries.amax(-1, keepdim=True)).exp()
         sums = queries @ (keys.mT @ pad(inputs.v.float(), (0, 1), value=1.0))  # [B, H, N, D + 1]
-        return (sums[..., :-1] / sums[..., -1:].clamp_min(tiny)).to(inputs.v.dtype)  # zero where no key is allowed
+        return (sums[..., :-1] / sums[..., -1:].clamp_min(1)).to(
+            inputs.v.dtype
+        )  # at least 1, but 0 where no key is allowed
 
     def macs(self, shape: AttentionShape, num_layers: int) -> int:
         head = 2 * shape.num_tokens * self.num_features * (2 * shape.head_dim + 1)
