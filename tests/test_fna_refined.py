@@ -384,13 +384,14 @@ def test_settings_out_of_range_are_refused(options: dict[str, object], message: 
 def test_the_landmarks_must_outnumber_the_prefix_and_not_the_tokens(
     num_landmarks: int, over: int, message: str
 ) -> None:
-    shape = shape_of(attention_inputs(num_prefix=5))
+    inputs = attention_inputs(num_prefix=5)
     variant = refined(num_landmarks, over=over)
     if not message:
-        variant.check(shape)
+        variant.check(shape_of(inputs))
     else:
-        with pytest.raises(ImpossibleError, match=message):
-            variant.check(shape)
+        for refused in (lambda: variant.check(shape_of(inputs)), lambda: variant(inputs)):
+            with pytest.raises(ImpossibleError, match=message):
+                refused()
 
 
 @pytest.mark.parametrize("features", FEATURES)

@@ -18,7 +18,7 @@ from fnabench.attention.causal import attend_causally, macs_of_causal
 from fnabench.attention.cells import gather_cells, nearest_landmark
 from fnabench.attention.fused import attend_proven, sample_proven
 from fnabench.attention.inverse import check_inverse, macs_of_inverse
-from fnabench.attention.landmarks import Landmarks
+from fnabench.attention.landmarks import Landmarks, check_landmarks
 from fnabench.attention.refined import KeysOf, refined_attention
 from fnabench.attention.selection import Selection, one_head_each
 from fnabench.errors import BadInputError, ImpossibleError
@@ -101,12 +101,8 @@ class FnaRefined(Attention):
             )
 
     def check(self, shape: AttentionShape) -> None:
-        Selection.of(self, self.num_landmarks).check(shape)
-        if self.over * self.num_landmarks > shape.num_tokens and not shape.is_causal:
-            raise ImpossibleError(
-                f"attention.over={self.over} with num_landmarks={self.num_landmarks} asks for more landmarks than the "
-                f"{shape.num_tokens} tokens; choose num_landmarks up to {shape.num_tokens // self.over}"
-            )
+        if not shape.is_causal:
+            self._query_landmarks(shape.num_tokens, shape.num_prefix)
         if self.fused:
             if shape.is_causal:
                 raise _no_causal_kernels()
@@ -156,7 +152,7 @@ class FnaRefined(Attention):
         """The query landmarks, and what the keys stand for; chosen now, or by an earlier layer of this forward."""
         memo, is_new = inputs.memo, "landmarks" not in inputs.memo or self.resample == "layer"
         if is_new:
-            selection = Selection.of(self, self.over * self.num_landmarks)
+            selection = self._query_landmarks(inputs.q.shape[2], inputs.num_prefix)
             features = selection.points(inputs)
             memo["landmarks"] = selection.choose(inputs, features, allowed)
             if self.cells:
@@ -177,7 +173,7 @@ class FnaRefined(Attention):
         memo = inputs.memo
         if "sampled" not in memo or self.resample == "layer":
             if self.method == "fps":
-                selection = Selection.of(self, self.over * self.num_landmarks)
+                selection = self._query_landmarks(inputs.q.shape[2], inputs.num_prefix)
                 memo["sampled"] = (sample_farthest_points if self.fused else sample_proven)(
                     selection.points(inputs),
                     selection.num_landmarks,
@@ -191,6 +187,16 @@ class FnaRefined(Attention):
                 memo["sampled"] = Sampled(index=landmarks.index, cell_of=memo["nearest"])
         sampled: Sampled = memo["sampled"]
         return sampled
+
+    def _query_landmarks(self, num_tokens: int, num_prefix: int) -> Selection:
+        """How they are chosen; ImpossibleError if there are too few tokens."""
+        check_landmarks(self.num_landmarks, num_tokens, num_prefix, self.num_sinks)
+        if self.over * self.num_landmarks > num_tokens:
+            raise ImpossibleError(
+                f"attention.over={self.over} with num_landmarks={self.num_landmarks} asks for more landmarks than the "
+                f"{num_tokens} tokens; choose num_landmarks up to {num_tokens // self.over}"
+            )
+        return Selection.of(self, self.over * self.num_landmarks)
 
     def _attend_fused(self, inputs: AttentionInputs, allowed: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B H N D"]:
         sampled = self.sample(inputs, allowed)

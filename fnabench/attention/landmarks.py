@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fnabench.errors import ImpossibleError
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -42,6 +44,18 @@ class Landmarks:
     def _image(self) -> Int[Tensor, "B 1"]:
         """Which image each row of `index` is about; indexing with it is several times faster than gather on a CPU."""
         return torch.arange(self.index.shape[0], device=self.index.device)[:, None]
+
+
+def check_landmarks(num_landmarks: int, num_tokens: int, num_prefix: int, num_sinks: int = 0) -> None:
+    """Raise ImpossibleError if so many do not fit; prefix tokens and sinks are always among them."""
+    least = num_prefix + num_sinks + 1
+    if not least <= num_landmarks <= num_tokens:
+        sinks = f" and {num_sinks} sinks" if num_sinks else ""
+        instead = f"choose {least}..{num_tokens}" if least <= num_tokens else "use attention=exact"
+        raise ImpossibleError(
+            f"attention.num_landmarks={num_landmarks} does not fit {num_tokens} tokens of which {num_prefix} are "
+            f"prefix tokens{sinks}; {instead}"
+        )
 
 
 def centred(features: Float[Tensor, "B N F"], allowed: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B N F"]:

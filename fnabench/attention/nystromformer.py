@@ -14,7 +14,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from fnabench.attention.base import Attention, AttentionInputs, AttentionShape
 from fnabench.attention.cells import Cells, gather_cells
 from fnabench.attention.inverse import check_inverse, effective_values, macs_of_inverse, round_values
-from fnabench.attention.selection import Selection
+from fnabench.attention.landmarks import check_landmarks
+from fnabench.errors import BadInputError
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -28,8 +29,8 @@ class Nystromformer(Attention):
 
         O = softmax(s Q Kbar^T) A^+ softmax(s Qbar K^T) V      A = softmax(s Qbar Kbar^T)
 
-    A^+ by `num_iterations` Newton-Schulz steps. Cost a head: 4 N M D MACs and 24 M^3 for six steps. A segment is a row
-    of patches or less, so it can lie across the border of an object. Masks are refused.
+    A^+ by `num_iterations` Newton-Schulz steps. Cost a head: 4 N M D MACs and 24 M^3 for six steps. A segment is a
+    part of a row of patches, or some rows, so it can lie across the border of an object. Masks are refused.
     """
 
     num_landmarks: int = 64
@@ -37,17 +38,17 @@ class Nystromformer(Attention):
     num_iterations: int = 6
 
     def __post_init__(self) -> None:
+        if self.num_landmarks < 1:
+            raise BadInputError(f"num_landmarks={self.num_landmarks} must be at least 1")
         check_inverse("newton_schulz", self.num_iterations, 0.0, self.num_landmarks)
-        _ = self._fit
 
     def check(self, shape: AttentionShape) -> None:
         shape.refuse_causal()
-        self._fit.check(shape)
+        check_landmarks(self.num_landmarks, shape.num_tokens, shape.num_prefix)
 
     @property
-    def _fit(self) -> Selection:
-        """What says how many segments there may be."""
-        return Selection(num_landmarks=self.num_landmarks)
+    def honours_key_mask(self) -> bool:
+        return False
 
     def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]:
         inputs.refuse_any_mask()
@@ -62,8 +63,9 @@ class Nystromformer(Attention):
         return scaled_dot_product_attention(q, k_l.to(k.dtype), values, scale=inputs.scale)
 
     def segments(self, inputs: AttentionInputs) -> Cells:
-        """Which tokens belong together: the same for every image."""
+        """Which tokens belong together, the same for every image; ImpossibleError if the segments do not fit."""
         B, _, N, _ = inputs.q.shape
+        check_landmarks(self.num_landmarks, N, inputs.num_prefix)
         prefix = inputs.num_prefix
         patch = torch.arange(N - prefix, device=inputs.q.device)
         number = prefix + patch * (self.num_landmarks - prefix) // (N - prefix)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from fnabench.attention.landmarks import Landmarks, farthest_points
+from fnabench.attention.landmarks import Landmarks, check_landmarks, farthest_points
 from fnabench.attention.sampling import first_of_order, golden_order, move_to_means, random_order, random_pivots
-from fnabench.errors import BadInputError, ImpossibleError, one_of
+from fnabench.errors import BadInputError, one_of
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -77,17 +77,7 @@ class Selection:
     def check(self, shape: AttentionShape) -> None:
         """Raise ImpossibleError if a layer of this shape has too few tokens; a causal one never has."""
         if not shape.is_causal:
-            self._fit(shape.num_tokens, shape.num_prefix)
-
-    def _fit(self, num_tokens: int, num_prefix: int) -> None:
-        least = num_prefix + self.num_sinks + 1
-        if not least <= self.num_landmarks <= num_tokens:
-            sinks = f" and {self.num_sinks} sinks" if self.num_sinks else ""
-            instead = f"choose {least}..{num_tokens}" if least <= num_tokens else "use attention=exact"
-            raise ImpossibleError(
-                f"attention.num_landmarks={self.num_landmarks} does not fit {num_tokens} tokens of which "
-                f"{num_prefix} are prefix tokens{sinks}; {instead}"
-            )
+            check_landmarks(self.num_landmarks, shape.num_tokens, shape.num_prefix, self.num_sinks)
 
     @classmethod
     def of(cls, variant: object, num_landmarks: int) -> Self:
@@ -115,8 +105,8 @@ class Selection:
         self, inputs: AttentionInputs, features: Float[Tensor, "B N F"], allowed: Bool[Tensor, "B N"] | None
     ) -> Landmarks:
         """The landmarks of these inputs, of which `points` gives the features; ImpossibleError if they do not fit."""
-        self._fit(features.shape[1], inputs.num_prefix)
         m, num_prefix = self.num_landmarks, inputs.num_prefix
+        check_landmarks(m, features.shape[1], num_prefix, self.num_sinks)
         sinks = self.sinks(inputs, allowed)
         if self.method in ("grid", "random"):
             num_tokens, device = features.shape[1], features.device
