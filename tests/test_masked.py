@@ -9,7 +9,7 @@ import torch
 from builders import attention_inputs, random_images, shape_of, softmax_attention, timm_model, watch
 from planted import ARTIFACT, DETECT_BLOCK, MASSIVE, planted_images, planted_vit, tokens
 
-from fnabench.attention.base import AttentionInputs
+from fnabench.attention.base import Attention, AttentionInputs
 from fnabench.attention.detectors import (
     MIN_GAP,
     RATIO,
@@ -23,7 +23,9 @@ from fnabench.attention.exact import Exact
 from fnabench.attention.fna import Fna
 from fnabench.attention.masked import Masked
 from fnabench.attention.masks import attend_masked, attend_sunk, without_keys
+from fnabench.attention.nystromformer import Nystromformer
 from fnabench.attention.registers import Registers
+from fnabench.attention.tome import Tome
 from fnabench.errors import BadInputError, ImpossibleError
 from fnabench.identity import digest, shown
 from fnabench.identity import settings as settings_of
@@ -235,6 +237,14 @@ def test_a_block_that_is_not_replaced_is_refused(name: str) -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(BadInputError, match=message):
         Masked(inner=Exact(), **settings)
+
+
+@pytest.mark.parametrize("inner", [Tome(), Registers(neurons=(), inner=Nystromformer(num_landmarks=7))])
+def test_an_inner_variant_that_honours_no_key_mask_is_refused_before_anything_runs(inner: Attention) -> None:
+    shape = replace(shape_of(attention_inputs()), num_neurons=8)
+    with pytest.raises(ImpossibleError, match=r"attention\.inner=\w+ honours no key mask"):
+        Masked(inner=inner).check(shape)
+    Masked(inner=inner, tokens="none").check(shape)
 
 
 @pytest.mark.parametrize(

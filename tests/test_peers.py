@@ -165,6 +165,12 @@ def test_the_segments_must_outnumber_the_prefix_and_not_the_tokens(num_landmarks
             variant.check(shape)
 
 
+def test_segments_that_do_not_fit_are_refused_without_a_check_before() -> None:
+    for num_landmarks, num_prefix in ((18, 1), (5, 5)):
+        with pytest.raises(ImpossibleError, match=f"num_landmarks={num_landmarks} does not fit 17 tokens"):
+            Nystromformer(num_landmarks=num_landmarks)(attention_inputs(batch=2, num_prefix=num_prefix))
+
+
 # Performer
 
 
@@ -178,6 +184,22 @@ def test_performer_comes_to_exact_attention_with_many_features() -> None:
         errors.append(float(np.mean([(draw - expected).norm() / expected.norm() for draw in draws])))
     assert errors[1] < errors[0] / 6
     assert errors[1] < 0.03
+
+
+def test_performer_sees_a_long_key_that_a_short_one_dwarfs() -> None:
+    """The features of a key shrink as exp(-|k|^2 / 2), which the query makes up for; nothing may be lost on the way."""
+    inputs = attention_inputs(num_prefix=0)
+    k = 0.1 * inputs.k
+    k[:, :, 3] *= 25
+    given = replace(inputs, q=k[:, :, 3:4].expand_as(k) / 4, k=k, scale=1.0)
+    directions = _directions(256, k.shape[-1], 0, k.device).double()
+
+    def features(tokens: torch.Tensor) -> torch.Tensor:
+        return (tokens.double() @ directions.mT - tokens.double().square().sum(-1, keepdim=True) / 2).exp()
+
+    weights = features(given.q) @ features(given.k).mT
+    expected = weights / weights.sum(-1, keepdim=True) @ given.v.double()
+    torch.testing.assert_close(Performer()(given).double(), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_performer_s_directions_are_orthogonal_within_a_block_and_depend_on_the_seed() -> None:

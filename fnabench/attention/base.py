@@ -159,6 +159,11 @@ class Attention(ABC):
         raise RuntimeError(f"{type(self).__name__} needs no calibration")
 
     @property
+    def honours_key_mask(self) -> bool:
+        """Whether tokens can be masked as keys; where not, such a mask is refused."""
+        return True
+
+    @property
     def masks_folder(self) -> str | None:
         """The folder of the record of task=tokens whose masks the variant takes; None where it takes none."""
         return None

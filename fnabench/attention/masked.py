@@ -90,6 +90,11 @@ class Masked(Attention):
         return {"token detection": self.find}
 
     def check(self, shape: AttentionShape) -> None:
+        if self.tokens != "none" and not self.inner.honours_key_mask:
+            raise ImpossibleError(
+                f"attention.inner={type(self.inner).__name__} honours no key mask, so it cannot be run with tokens "
+                "masked; use another inner variant, or attention.tokens=none"
+            )
         if not shape.has_cls and self._needs_cls:
             setting = "tokens" if self.tokens in ("artifact", "both") else "detector"
             raise ImpossibleError(

@@ -67,6 +67,10 @@ class Registers(Attention):
     def parts(self) -> Mapping[str, Callable[[AttentionInputs], object]]:
         return self.inner.parts
 
+    @property
+    def honours_key_mask(self) -> bool:
+        return self.inner.honours_key_mask
+
     def check(self, shape: AttentionShape) -> None:
         self.inner.check(self._extended(shape))
 

@@ -44,6 +44,10 @@ class Tome(Attention):
     def check(self, shape: AttentionShape) -> None:
         shape.refuse_causal()
 
+    @property
+    def honours_key_mask(self) -> bool:
+        return False
+
     def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]:
         inputs.refuse_any_mask()
         group = self.match(inputs)
