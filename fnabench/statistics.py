@@ -44,7 +44,7 @@ class Comparison:
     difference: Estimate
     """Variant minus exact."""
     p_value: float | None
-    """McNemar's exact test where each score is 0 or 1."""
+    """McNemar's exact test where each score is 0 or 1; samples that share a cluster change together."""
     agreement: float | None
     """Share of the samples for which both predict the same."""
 
@@ -66,7 +66,7 @@ def compare(variant: SampleScores, exact: SampleScores, seed: int = 0) -> Compar
         agreement = float(np.mean(variant.predictions == exact.predictions))
     return Comparison(
         difference=_interval(variant.value - exact.value, differences),
-        p_value=_mcnemar(variant, exact),
+        p_value=_sign_flips(variant, exact),
         agreement=agreement,
     )
 
@@ -94,8 +94,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def _resample(scores: SampleScores, seed: int) -> Iterator[NDArray[np.float64]]:
     """The metric on resamples of whole clusters, a chunk at a time; the same draws for the same clusters and seed."""
-    _, cluster_of = np.unique(np.array(scores.clusters), return_inverse=True)
-    num_clusters = int(cluster_of.max()) + 1
+    num_clusters, cluster_of = _clusters(scores)
     numerator = _sum_by_cluster(scores.numerator, cluster_of, num_clusters)
     denominator = _sum_by_cluster(scores.denominator, cluster_of, num_clusters)
     generator = np.random.default_rng(seed)
@@ -104,6 +103,12 @@ def _resample(scores: SampleScores, seed: int) -> Iterator[NDArray[np.float64]]:
         drawn = start + generator.integers(num_clusters, size=(CHUNK, num_clusters))
         weights = np.bincount(drawn.ravel(), minlength=start.size * num_clusters).reshape(CHUNK, -1).astype(float)
         yield ratio_of_sums(weights @ numerator, weights @ denominator)
+
+
+def _clusters(scores: SampleScores) -> tuple[int, NDArray[np.intp]]:
+    """How many there are, and which one each sample belongs to."""
+    names, cluster_of = np.unique(np.array(scores.clusters), return_inverse=True)
+    return len(names), cluster_of
 
 
 def _sum_by_cluster(
@@ -120,13 +125,19 @@ def _interval(value: float, resampled: NDArray[np.float64]) -> Estimate:
     return Estimate(value=value, low=float(low), high=float(high))
 
 
-def _mcnemar(variant: SampleScores, exact: SampleScores) -> float | None:
-    """Exact two-sided McNemar test; None unless each sample scores 0 or 1."""
+def _sign_flips(variant: SampleScores, exact: SampleScores) -> float | None:
+    """Exact two-sided test that each cluster's difference might as well have the other sign; None unless each sample
+    scores 0 or 1. With one sample a cluster this is McNemar's exact test."""
     scores = (variant.numerator, exact.numerator)
     if any(s.shape[1] != 1 or not np.isin(s, (0, 1)).all() for s in scores) or (variant.denominator != 1).any():
         return None
-    from scipy.stats import binomtest
-
-    gained = int((scores[0] > scores[1]).sum())
-    lost = int((scores[0] < scores[1]).sum())
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    num_clusters, cluster_of = _clusters(variant)
+    differences = _sum_by_cluster(scores[0] - scores[1], cluster_of, num_clusters)[:, 0].astype(int)
+    steps = np.abs(differences[differences != 0])
+    reach = int(steps.sum())
+    chance = np.zeros(2 * reach + 1)  # of every sum that signs can give, from -reach on
+    chance[reach] = 1
+    for step in steps:
+        chance = (np.roll(chance, step) + np.roll(chance, -step)) / 2
+    as_far = np.abs(np.arange(-reach, reach + 1)) >= abs(differences.sum())
+    return min(1.0, float(chance[as_far].sum()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import product
 from math import comb, sqrt
 
 import numpy as np
@@ -145,6 +147,19 @@ def test_mcnemar_is_the_exact_binomial_test_of_the_changes(gained: int, lost: in
     p_value = compare(*paired(gained, lost)).p_value
     assert p_value == pytest.approx(min(1.0, 2 * tail))
     assert p_value == pytest.approx(binomtest(gained, gained + lost, 0.5).pvalue)
+
+
+def test_samples_of_a_cluster_count_as_one_change() -> None:
+    """Five captions an image: against all 2^n sign patterns of the images' sums."""
+    differences = np.array([3, -1, 2, 0, -1, 4])
+    exact = np.array([[0.0] * max(d, 0) + [1.0] * max(-d, 0) + [1.0] * (5 - abs(d)) for d in differences]).ravel()
+    variant = np.array([[1.0] * max(d, 0) + [0.0] * max(-d, 0) + [1.0] * (5 - abs(d)) for d in differences]).ravel()
+    clusters = tuple(str(image) for image in range(6) for _ in range(5))
+    runs = [SampleScores.mean_of(values, ids(30), clusters) for values in (variant, exact)]
+    sums = [np.dot(signs, differences) for signs in product((-1, 1), repeat=6)]
+    expected = np.mean([abs(each) >= 7 for each in sums])
+    assert compare(*runs).p_value == pytest.approx(expected)
+    assert compare(*(replace(run, clusters=run.ids) for run in runs)).p_value < expected  # as if they were independent
 
 
 def test_mcnemar_without_any_change_is_certain_of_nothing() -> None:
