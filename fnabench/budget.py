@@ -40,7 +40,7 @@ class Budget:
     min_cosine: float = 0.999
     """Smallest mean cosine of the image embeddings, for models without a classification head."""
     num_images: int = 32
-    num_landmarks: Sequence[int] = (16, 32, 48, 64, 96, 128, 192)
+    num_landmarks: tuple[int, ...] = (16, 32, 48, 64, 96, 128, 192)
     num_rounds: int = 3
 
     def __post_init__(self) -> None:
@@ -56,7 +56,7 @@ class Budget:
         if not is_dataclass(attention) or "num_landmarks" not in {each.name for each in fields(attention)}:
             raise ImpossibleError(
                 f"budget=auto chooses attention.num_landmarks, which {type(attention).__name__} has not; "
-                "use attention=fna or attention=fna_refined, or budget=fixed"
+                "use one that has, such as attention=fna_refined, or budget=fixed"
             )
 
 

@@ -58,10 +58,12 @@ def fit(experiment: Experiment, store: Store, backbone: Callable[[], Backbone]) 
     return fitted
 
 
-def choose(experiment: Experiment, budget: Budget, store: Store, backbone: Callable[[], Backbone]) -> Choice:
+def choose(
+    experiment: Experiment, budget: Budget, store: Store, backbone: Callable[[], Backbone], *, rerun: bool
+) -> Choice:
     """What the budget comes to on this model and device: from the store, or found out now."""
     with store.lock(experiment.key):
-        if (fitted := store.find_fitted(experiment.key)) is None:
+        if rerun or (fitted := store.find_fitted(experiment.key)) is None:
             source = experiment.calibration_images
             images = _loader(experiment, backbone(), source).first(min(budget.num_images, len(source))).images
             batch = _loader(experiment, backbone(), experiment.source).first(experiment.probe.batch_size)

@@ -39,7 +39,7 @@ def run(experiment: Experiment, store: Store, *, rerun: bool = False) -> Outcome
     experiment.check()
     backbone = cache(lambda: load(experiment, store))
     if experiment.budget is not None:
-        experiment = experiment.chosen(choose(experiment, experiment.budget, store, backbone))
+        experiment = experiment.chosen(choose(experiment, experiment.budget, store, backbone, rerun=rerun))
     twin = experiment.twin
     exact, is_new = _obtain(twin, None, store, backbone, rerun=rerun and experiment.is_twin)
     record = exact

@@ -177,6 +177,21 @@ def test_a_run_records_its_choice_and_keeps_it(world: SmallWorld, monkeypatch: p
 
 
 @pytest.mark.usefixtures("cheap")
+def test_rerun_chooses_again(world: SmallWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run(*OPTIONS)
+    other = Choice(num_landmarks=NUM_TOKENS, layers=(5,), measure="kl", fidelity=0.0, time_ratio=1.5)
+    monkeypatch.setattr(Search, "choose", lambda *_: other)
+    for rerun in ("true", "false"):
+        _, out, _ = world.run(*OPTIONS, "format=json", rerun=rerun)
+        assert json.loads(out)["choice"]["num_landmarks"] == NUM_TOKENS
+
+
+def test_numbers_of_landmarks_are_a_list(world: SmallWorld) -> None:
+    line = world.refused("budget=auto", "budget.num_landmarks=64")
+    assert "budget.num_landmarks=64 must be a list of a whole number" in line
+
+
+@pytest.mark.usefixtures("cheap")
 def test_a_budget_and_fixed_settings_share_the_exact_twin(world: SmallWorld) -> None:
     world.run(*OPTIONS)
     world.run()
