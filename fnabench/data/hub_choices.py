@@ -43,9 +43,10 @@ class HubChoices(Source):
     def check(self) -> None:
         given = zip(self._with_image, self._rows["answer"], self._rows["choices"], strict=True)
         for number, answer, choices in given:
-            if not 0 <= answer < len(choices) <= len(ascii_uppercase):
+            num_choices = len(choices or ())
+            if not (isinstance(answer, int) and 0 <= answer < num_choices <= len(ascii_uppercase)):
                 raise BadInputError(
-                    f"row {number} of {self.name} has the answer {answer} and {len(choices)} choices; allowed are at "
+                    f"row {number} of {self.name} has the answer {answer} and {num_choices} choices; allowed are at "
                     f"most {len(ascii_uppercase)} choices and the number of one of them, from 0"
                 )
 
