@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from importlib import import_module
 from inspect import get_annotations
 from pathlib import Path
 from types import NoneType, UnionType
@@ -51,6 +52,7 @@ _UNKNOWN_CHOICE = re.compile(
     r"Could not find '(?P<group>.*?)/(?P<name>[^'/]*)' Available options in '.*?': (?P<all>.*?)( Config|$)"
 )
 _MISSING_LAUNCHER = re.compile(r"Could not (?:load|find) 'hydra/launcher/(?:submitit_)?(?P<extra>slurm|joblib)'")
+_NO_NAME = "Config group override must be a string"
 _ADDED = re.compile(r"unexpected keyword argument '(?P<name>\w+)'.*full_key: (?P<part>\S+)", re.DOTALL)
 _failed_jobs: list[int] = []
 
@@ -76,7 +78,7 @@ def tell_mistakes(command: Callable[[], None]) -> None:
         print("fnabench: interrupted; what was recorded is whole", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if os.environ.get(DEBUG) or not (isinstance(error, USER_ERRORS) or _is_from_cluster(error)):
+        if os.environ.get(DEBUG) or not _is_mistake(error):
             raise
         sys.exit(_tell(error))
 
@@ -130,6 +132,11 @@ def check_types(cfg: DictConfig) -> None:
     """Refuse a setting that nothing takes, and a value that is not of the type which its constructor names."""
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     _refuse_unknown(values, ["hydra", *PARTS, "layers", *RUN_TYPES])
+    for name in PARTS:
+        if name != "budget" and "_target_" not in (values.get(name) or ()):
+            raise BadInputError(f"{name} names no class; choose one by {name}=..., or leave it out for the default")
+    if not isinstance(values["loader"], Mapping):
+        raise BadInputError(f"loader={values['loader']} must be {', '.join(RUN_TYPES['loader'])}: loader.batch_size=16")
     _refuse_unknown(values["loader"], RUN_TYPES["loader"], "loader.")
     for name, value, type_ in _typed(values, RUN_TYPES):
         if value != "???" and not _is_a(value, type_):
@@ -153,8 +160,8 @@ def _not_known(name: str, allowed: Iterable[str]) -> str:
 def _typed(values: Mapping[str, Any], types: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Every value whose type is known: its full name, itself, its type."""
     for name, value in values.items():
-        if isinstance(value, Mapping):
-            inner = types.get(name)
+        inner = types.get(name)
+        if isinstance(value, Mapping) and not _is_plain(inner):
             yield from _typed(value, inner if isinstance(inner, Mapping) else _types_of(value), f"{prefix}{name}.")
         elif name in types:
             yield f"{prefix}{name}", value, types[name]
@@ -163,14 +170,21 @@ def _typed(values: Mapping[str, Any], types: Mapping[str, Any], prefix: str = ""
 def _types_of(part: Mapping[str, Any]) -> dict[str, Any]:
     """What the annotations of a part's class say, but for names that are there for a type checker alone."""
     types: dict[str, Any] = {}
-    with suppress(ImportError):  # which Hydra tells when it builds the part
-        target = hydra.utils.get_object(part.get("_target_", "builtins.object"))
-        for base in reversed(getattr(target, "__mro__", ())):
+    module, _, name = part.get("_target_", "builtins.object").rpartition(".")
+    with suppress(ImportError, AttributeError, ValueError):  # which Hydra tells when it builds the part
+        for base in reversed(getattr(getattr(import_module(module), name), "__mro__", ())):
             known = vars(sys.modules[base.__module__])
             for name, annotation in get_annotations(base).items():
                 with suppress(NameError):
                     types[name] = eval(annotation, known) if isinstance(annotation, str) else annotation
     return types
+
+
+def _is_plain(type_: Any) -> bool:
+    """Whether it is written in one word."""
+    if isinstance(type_, UnionType):
+        return all(map(_is_plain, get_args(type_)))
+    return isinstance(type_, type) and type_ in TYPE_WORDS
 
 
 def _is_a(value: Any, type_: Any) -> bool:
@@ -217,9 +231,11 @@ def _tell(error: Exception) -> int:
     return 2
 
 
-def _is_from_cluster(error: Exception) -> bool:
-    """Whether a Slurm job was refused or killed; submitit is optional, so its errors are known by their module."""
-    return type(error).__module__ == "submitit.core.utils"
+def _is_mistake(error: Exception) -> bool:
+    """Whether one line tells it, also where a Slurm job was refused or killed: submitit's errors are known by their
+    module, since it is optional."""
+    is_from_cluster = type(error).__module__ == "submitit.core.utils"
+    return isinstance(error, USER_ERRORS) or is_from_cluster or str(error).startswith(_NO_NAME)
 
 
 def _one_line(error: BaseException) -> str:
@@ -231,6 +247,8 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and error.parent_node is not None:
         return _not_known(str(error.full_key), map(str, error.parent_node))
     text = " ".join(str(error).split())
+    if text.startswith(_NO_NAME):
+        return f"{', '.join(PARTS)} are chosen by name, such as data=scenes; null and numbers name none"
     if launcher := _MISSING_LAUNCHER.search(text):
         extra = launcher["extra"]
         return f"hydra/launcher={extra} is an optional part; install it with: pip install 'fnabench[{extra}]'"
@@ -241,5 +259,5 @@ def _one_line(error: BaseException) -> str:
     if mandatory := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{mandatory[1]} has no default; give {mandatory[1]}=..."
     return re.sub(
-        r" (full_key|Config search path|Set the environment|(No )?(output/)?[Ee]rror stream produced).*", "", text
+        r",? (full_key|Config search path|[Ss]et (the environment|env var)|(No )?(output/)?[Ee]rror stream produced).*", "", text
     )

@@ -177,6 +177,29 @@ def test_an_unknown_setting_of_a_variant_names_the_known_ones(world):
     assert "budget.max_kl is not known; allowed: none" in world.refused(budget__max_kl="0.1")
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("loader=4", "loader=4 must be batch_size, num_workers, num_processes: loader.batch_size=16"),
+        ("loader=null", "loader=None must be batch_size"),
+        ("results_dir={a: 1}", "results_dir={'a': 1} must be text"),
+        ("seed={a: 1}", "seed={'a': 1} must be a whole number"),
+        ("data=null", "budget, probe, tracker are chosen by name, such as data=scenes; null and numbers name none"),
+        ("~data", "data names no class; choose one by data=..., or leave it out for the default"),
+    ],
+)
+def test_settings_and_groups_of_them_are_not_taken_for_each_other(world, setting, message):
+    code, _, err = world.run_as_given("task=classification", "model=vit_tiny", "tracker=none", setting)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_class_that_is_not_there_is_told_in_one_line(world):
+    line = world.refused("attention._target_=fnabench.attention.fna.Mine")
+    assert "fnabench.attention.fna.Mine" in line
+
+
 def test_a_word_that_is_no_command_is_told_the_commands(world):
     assert world.run("leader")[2].startswith("fnabench: leader is neither a command (figures, leaderboard, verify) nor")
 
