@@ -42,10 +42,12 @@ wheel: setup  ## build the wheel and run a job from it in a fresh venv in an emp
 bench: setup  ## the harness's own speed, side by side; writes results/bench/
 	$(BIN)/python -m fnabench.bench.harness
 
-bench-fna: setup  ## FNA as published and refined: speed, fidelity, sinks, peers (1 h 40 min); writes results/bench/
+bench-fna: setup  ## FNA as published and refined: speed, fidelity, sinks, peers, bounds (2 h); writes results/bench/
 	$(BIN)/python -m fnabench.bench.fna
 	$(BIN)/python -m fnabench.bench.fidelity
 	$(BIN)/python -m fnabench.bench.peers
+	$(BIN)/python -m fnabench.bench.alternatives
+	$(BIN)/python -m fnabench.bench.bounds
 
 bench-gpu:  ## test, profile and time the kernels on an NVIDIA GPU, offline; writes results/bench/gpu.{json,md}
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m fnabench.bench.gpu

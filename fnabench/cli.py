@@ -54,6 +54,9 @@ _UNKNOWN_CHOICE = re.compile(
 _MISSING_LAUNCHER = re.compile(r"Could not (?:load|find) 'hydra/launcher/(?:submitit_)?(?P<extra>slurm|joblib)'")
 _NO_NAME = "Config group override must be a string"
 _ADDED = re.compile(r"unexpected keyword argument '(?P<name>\w+)'.*full_key: (?P<part>\S+)", re.DOTALL)
+_ASIDE = re.compile(
+    r",? (full_key|Config search path|[Ss]et (the environment|env var)|(No )?(output/)?[Ee]rror stream produced).*"
+)
 _failed_jobs: list[int] = []
 
 
@@ -258,6 +261,4 @@ def _one_line(error: BaseException) -> str:
         return f"{word[1]} is neither a command (figures, leaderboard, verify) nor a setting (name=value); see --help"
     if mandatory := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{mandatory[1]} has no default; give {mandatory[1]}=..."
-    return re.sub(
-        r",? (full_key|Config search path|[Ss]et (the environment|env var)|(No )?(output/)?[Ee]rror stream produced).*", "", text
-    )
+    return _ASIDE.sub("", text)

@@ -50,17 +50,6 @@ def shape_of(inputs: AttentionInputs) -> AttentionShape:
     )  # fmt: skip
 
 
-def grouped_inputs(seed: int = 0, tokens: int = 97) -> AttentionInputs:
-    """Inputs whose tokens come in groups of different sizes, as the patches of an image do, projected to q, k and v."""
-    generator = torch.Generator().manual_seed(seed)
-    centres = 2 * torch.randn(2, 12, 24, generator=generator)
-    group = (12 * torch.rand(tokens, generator=generator) ** 2).long()
-    x = centres[:, group] + 0.7 * torch.randn(2, tokens, 24, generator=generator)
-    weights = torch.randn(3, 24, 24, generator=generator) / 5
-    q, k, v = ((x @ weight).unflatten(2, (3, 8)).transpose(1, 2) for weight in weights)
-    return replace(attention_inputs(), q=q, k=k, v=v, x=x, memo={})
-
-
 def key_mask(*allowed: list[int], tokens: int = 17) -> Tensor:
     """A boolean key mask [B, 1, 1, N]: one list of allowed tokens for each image."""
     mask = torch.zeros(len(allowed), 1, 1, tokens, dtype=torch.bool)

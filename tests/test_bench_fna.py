@@ -13,8 +13,10 @@ from builders import attention_inputs, softmax_attention
 from fnabench.attention.fna import Fna
 from fnabench.attention.fna_refined import FnaRefined
 from fnabench.attention.selection import Selection
+from fnabench.bench.alternatives import ALTERNATIVES
+from fnabench.bench.bounds import bounds, over_naive
 from fnabench.bench.fidelity import ABLATION, OFFICIAL
-from fnabench.bench.inputs import random_inputs
+from fnabench.bench.inputs import grouped_inputs, random_inputs
 from fnabench.bench.report import Table, write
 from fnabench.bench.sinks import plant
 from fnabench.cost import core_arm
@@ -36,6 +38,26 @@ def test_the_ablation_begins_with_the_published_form_and_ends_with_the_default()
     official, fna = (core(replace(inputs, memo={})) for core in (FnaRefined(**OFFICIAL), Fna()))
     torch.testing.assert_close(official, fna, atol=1e-5, rtol=1e-5)
     assert FnaRefined() in [FnaRefined(**options) for options in ABLATION.values()]  # type: ignore[arg-type]
+
+
+def test_the_alternatives_differ_from_the_default_and_from_one_another() -> None:
+    forms = [FnaRefined(**options) for options in ALTERNATIVES.values()]  # type: ignore[arg-type]
+    assert forms[0] == FnaRefined()
+    assert len(set(forms)) == len(forms)
+
+
+def test_the_bounds_are_relative_to_the_mean_of_the_landmarks_values() -> None:
+    inputs = grouped_inputs(tokens=30)
+    assert over_naive(FnaRefined(num_landmarks=30), inputs) < 1e-4  # as many landmarks as tokens are exact
+    assert over_naive(FnaRefined(num_landmarks=4, inverse="ridge", ridge=1e7), inputs) < 1
+    constant = replace(inputs, q=0 * inputs.q)  # every query attends to all tokens alike
+    assert over_naive(Fna(num_landmarks=4), constant) < 1e-4
+
+
+def test_the_bounds_have_a_line_for_each_form_on_each_kind_of_tokens() -> None:
+    table = bounds(num_draws=3)
+    assert len({(kind, form) for kind, form, *_ in table.lines}) == len(table.lines) == 20
+    assert all(0 < middle <= largest for _, _, middle, largest, _ in table.lines)  # type: ignore[operator]
 
 
 def test_the_layers_of_a_forward_choose_their_landmarks_once() -> None:

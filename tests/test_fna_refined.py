@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from builders import attention_inputs, grouped_inputs, key_mask, on_meta, row_softmax, shape_of, softmax_attention
+from builders import attention_inputs, key_mask, on_meta, row_softmax, shape_of, softmax_attention
 from torch import Tensor
 
 from fnabench.attention.base import AttentionInputs
@@ -18,6 +18,7 @@ from fnabench.attention.fna_refined import FnaRefined
 from fnabench.attention.inverse import INVERSES
 from fnabench.attention.landmarks import farthest_points
 from fnabench.attention.selection import FEATURES, features_of
+from fnabench.bench.inputs import grouped_inputs
 from fnabench.errors import BadInputError, ImpossibleError
 from fnabench.macs import count_macs, crossover_tokens
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from builders import attention_inputs, grouped_inputs, key_mask, shape_of, softmax_attention
+from builders import attention_inputs, key_mask, shape_of, softmax_attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,6 +15,7 @@ from fnabench.attention.base import AttentionInputs
 from fnabench.attention.fna_refined import FnaRefined
 from fnabench.attention.inverse import effective_values
 from fnabench.attention.landmarks import Landmarks
+from fnabench.bench.inputs import grouped_inputs, with_fading_directions
 from fnabench.errors import ImpossibleError
 
 VARIANTS = (
@@ -26,12 +27,6 @@ VARIANTS = (
     FnaRefined(num_landmarks=12, method="rpcholesky"),
     FnaRefined(num_landmarks=12, shrink=True),
 )
-
-
-def with_fading_directions(inputs: AttentionInputs, condition: float) -> AttentionInputs:
-    """Queries and keys whose directions fade over this factor, so that the landmark matrix is as badly conditioned."""
-    fading = torch.logspace(0, -float(torch.tensor(condition).log10()), inputs.q.shape[-1])
-    return replace(inputs, q=inputs.q * fading, k=inputs.k * fading)
 
 
 def error(output: Tensor, exact: Tensor) -> float:

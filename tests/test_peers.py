@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from builders import attention_inputs, grouped_inputs, key_mask, on_meta, row_softmax, shape_of, softmax_attention
+from builders import attention_inputs, key_mask, on_meta, row_softmax, shape_of, softmax_attention
 
 from fnabench.attention.base import Attention, AttentionInputs
 from fnabench.attention.exact import Exact
 from fnabench.attention.nystromformer import Nystromformer
 from fnabench.attention.performer import Performer, _directions
 from fnabench.attention.tome import Tome
+from fnabench.bench.inputs import grouped_inputs
 from fnabench.errors import BadInputError, ImpossibleError
 from fnabench.macs import count_macs
 
