@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -45,12 +45,12 @@ class Environment:
     commit: str | None
     """Of fnabench's own checkout; None when installed from a package."""
     dirty: bool | None
-    """Whether tracked files of that checkout were changed."""
+    """Whether its tracked files were changed, but for results/, which runs write."""
 
 
 def describe_environment(device: torch.device) -> Environment:
     """The environment of a run on this device, at this moment."""
-    commit, dirty = _checkout()
+    commit, dirty = _checkout(Path(__file__).resolve())
     return Environment(
         python=platform.python_version(),
         platform=platform.platform(),
@@ -96,14 +96,13 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _checkout() -> tuple[str | None, bool | None]:
-    """Commit and state of fnabench's own checkout: a package installed below another project's checkout is not it."""
-    here = Path(__file__).resolve()
-    if _output("git", "-C", str(here.parent), "ls-files", "--error-unmatch", here.name) is None:
+def _checkout(here: Path) -> tuple[str | None, bool | None]:
+    """Commit and state of the checkout of this file, if it is a part of it: one installed below another is not."""
+    git = partial(_output, "git", "-C", str(here.parent))
+    if git("ls-files", "--error-unmatch", here.name) is None:
         return None, None
-    commit = _output("git", "-C", str(here.parent), "rev-parse", "HEAD")
-    changes = _output("git", "-C", str(here.parent), "status", "--porcelain", "--untracked-files=no")
-    return commit, None if changes is None else bool(changes)
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
+    return git("rev-parse", "HEAD"), None if changes is None else bool(changes)
 
 
 def _gpu(device: torch.device) -> Gpu:

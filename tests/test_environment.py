@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fnabench.environment import describe_environment
+from fnabench.environment import _checkout, describe_environment
 
 UUID = "c1f0a3b2-0000-4d5e-8f00-123456789abc"
 NVIDIA_SMI = f"""#!/bin/sh
@@ -42,3 +43,24 @@ def test_a_gpu_of_which_nothing_is_known_has_its_name_only(tmp_path: Path, monke
     gpu = describe_environment(torch.device("cuda")).gpu
     assert gpu is not None
     assert (gpu.name, gpu.driver, gpu.throttle_reasons, gpu.other_processes) == ("NVIDIA H200", None, None, None)
+
+
+def test_a_checkout_is_changed_by_its_code_and_not_by_results(tmp_path: Path) -> None:
+    def git(*command: str) -> None:
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=n", "-c", "user.email=e", *command], check=True)
+
+    module, result = tmp_path / "package" / "module.py", tmp_path / "results" / "LEADERBOARD.md"
+    for path in (module, result):
+        path.parent.mkdir()
+        path.write_text("old")
+    git("init", "--quiet")
+    assert _checkout(module) == (None, None)
+    git("add", ".")
+    git("commit", "--quiet", "-m", "first")
+    commit, dirty = _checkout(module)
+    assert commit is not None
+    assert dirty is False
+    result.write_text("new")
+    assert _checkout(module) == (commit, False)
+    module.write_text("new")
+    assert _checkout(module) == (commit, True)
