@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -141,11 +140,6 @@ def test_impossible_budgets_are_refused(wrong: dict[str, object]) -> None:
 
 
 # Through the command line
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> SmallWorld:
-    return SmallWorld(tmp_path, monkeypatch, capsys)
 
 
 OPTIONS = ("budget=auto", f"budget.num_landmarks=[5,{NUM_TOKENS}]", "budget.max_kl=100", "budget.num_images=4")
