@@ -89,7 +89,7 @@ class Selection:
         features = features_of(inputs, self.features)
         if not 0 < self.sketch < features.shape[-1]:
             return features
-        return features @ _projection(features.shape[-1], self.sketch, features.device)
+        return features @ _projection(features.shape[-1], self.sketch, self.seed, features.device)
 
     def num_features(self, shape: AttentionShape) -> int:
         """Width of `points`."""
@@ -150,9 +150,9 @@ def features_of(inputs: AttentionInputs, features: str) -> Float[Tensor, "B N F"
 
 
 @cache
-def _projection(width: int, sketch: int, device: torch.device) -> Float[Tensor, "F sketch"]:
-    """Orthonormal directions, always the same ones."""
-    drawn = torch.randn(width, sketch, generator=torch.Generator().manual_seed(0))
+def _projection(width: int, sketch: int, seed: int, device: torch.device) -> Float[Tensor, "F sketch"]:
+    """Orthonormal directions, the same ones for a seed."""
+    drawn = torch.randn(width, sketch, generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode(False):  # kept for callers in and out of it
         directions: Tensor = torch.linalg.qr(drawn)[0]
         return directions.to(device)
