@@ -85,7 +85,8 @@ def to_markdown(
     ordered = sorted(records, key=lambda r: (r.task, r.data, r.model, r.image_size, -r.num_samples, _rank(r), r.key))
     for _, same_task in groupby(ordered, key=lambda record: (record.task, record.data)):
         for heading, group in _tables(list(same_task)).items():
-            unit, *_ = form_of(group[0], group[0].metric)
+            scored = next((record for record in group if record.scores), group[0])  # the others name no unit
+            unit, *_ = form_of(scored, scored.metric)
             columns = [name.format(unit=unit) for name in COLUMNS]
             settings, stars = _settings_to_show(group), _significant(group)
             lines = [_line(_cells(record, settings, record.key in stars, verifications)) for record in group]

@@ -142,6 +142,13 @@ def test_a_score_stands_under_its_unit():
     assert "| 0.75000 of 4 |" in leaderboard.to_markdown([with_landmarks(16, units={"top1": "nats"})])
 
 
+def test_a_record_without_scores_does_not_choose_the_unit():
+    exact = replace(an_exact_record(), status="out of memory", scores={}, cost=None)
+    page = leaderboard.to_markdown([exact, with_landmarks(16, units={"top1": "nats"})])
+    assert "| score (nats) |" in page
+    assert "out of memory" in rows(page)[0]
+
+
 def test_a_star_needs_significance_after_correction():
     def compared(p_value):
         difference = Estimate(value=-0.25, low=-0.5, high=-0.1)
