@@ -33,8 +33,9 @@ Made by `fnabench leaderboard` from the records beside this file; do not edit.
 Each row is one record. Differences are variant minus exact attention on the same samples, in points, with the 95 %
 interval of the paired bootstrap; a star marks p < 0.05 by McNemar's test after Holm's correction over the table.
 Ratios are latency of exact over latency of the variant, measured side by side in one process: above 1 the variant is
-faster. The ceiling is what free attention in the same blocks would give. Verified is a backbone whose exact attention
-gave the published result on this data with this code (`fnabench verify`); quick: on a part of the data.
+faster. The ceiling is what free attention in the same blocks would give. A ~ before a ratio: the times still drifted
+when the warm-up ended. Verified is a backbone whose exact attention gave the published result on this data with this
+code (`fnabench verify`); quick: on a part of the data.
 """
 
 
@@ -149,6 +150,7 @@ def _cells(
     if comparison:
         difference = f"{comparison.difference.times(factor):+{form}}" + ("*" if is_significant else "")
         agreement = "-" if comparison.agreement is None else f"{100 * comparison.agreement:.1f}"
+    drift = "~" if cost and not cost.settled else ""
     gpu = record.environment.gpu
     return [
         _named("model", record, settings),
@@ -159,9 +161,9 @@ def _cells(
         f"{factor * record.score.value:{form}} of {record.num_samples}" if record.score else record.status,
         difference,
         agreement,
-        f"{cost.latency_ratio:.2f}" if cost else "-",
-        f"{cost.attention_latency_ratio:.2f}" if cost and cost.attention_latency_ratio else "-",
-        f"{cost.ceiling.value:.2f}" if cost else "-",
+        f"{drift}{cost.latency_ratio:.2f}" if cost else "-",
+        f"{drift}{cost.attention_latency_ratio:.2f}" if cost and cost.attention_latency_ratio else "-",
+        f"{drift}{cost.ceiling.value:.2f}" if cost else "-",
         f"{cost.memory.peak_mib:.0f}" if cost and cost.memory else "-",
         f"{cost.macs / 1e9:.2f}" if cost else "-",
         f"{gpu.name if gpu else record.environment.cpu}, {record.identity['dtype']}",

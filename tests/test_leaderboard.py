@@ -149,6 +149,17 @@ def test_a_record_without_scores_does_not_choose_the_unit():
     assert "out of memory" in rows(page)[0]
 
 
+def test_ratios_are_marked_where_the_times_had_not_settled():
+    steady, drifting = a_cost(1.25), replace(a_cost(1.5), settled=False)
+    page = leaderboard.to_markdown([with_landmarks(16, cost=steady), with_landmarks(32, cost=drifting)])
+    cells = [row.split(" | ")[8:11] for row in rows(page)]
+    assert cells == [
+        ["1.25 [1.20, 1.30]", "1.25 [1.20, 1.30]", "1.25"],
+        ["~1.50 [1.45, 1.55]", "~1.50 [1.45, 1.55]", "~1.50"],
+    ]
+    assert " ~ " in leaderboard.HEAD
+
+
 def test_a_star_needs_significance_after_correction():
     def compared(p_value):
         difference = Estimate(value=-0.25, low=-0.5, high=-0.1)
