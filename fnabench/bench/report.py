@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,6 +44,15 @@ class Table:
         return "\n".join([f"## {self.title}", "", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """A finding in words."""
+
+    what: str
+    finding: str
+    is_failure: bool = False
+
+
 def compare_arms(what: str, timings: Timings, baseline: str, arm: str, goal: str = "") -> Row:
     """The ratio of two arms that were timed in turn."""
     theirs, ours = timings.per_round(baseline), timings.per_round(arm)
@@ -65,7 +74,7 @@ def write(
     rows: Sequence[Row],
     device: torch.device,
     tables: Sequence[Table] = (),
-    notes: Mapping[str, str] | None = None,
+    notes: Sequence[Note] = (),
 ) -> Path:
     """Write <name>.json and <name>.md into the folder; returns the path of the latter, where notes come last."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +83,7 @@ def write(
     if tables:
         content["tables"] = [asdict(table) for table in tables]
     if notes:
-        content["notes"] = dict(notes)
+        content["notes"] = [asdict(note) for note in notes]
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     gpu = environment.gpu
     machine = f"{gpu.name if gpu else environment.cpu}, {environment.num_threads} threads"
@@ -90,7 +99,7 @@ def write(
     for table in tables:
         lines += ["", table.text()]
     if notes:
-        lines += ["", *(f"* {what}: {finding}" for what, finding in notes.items())]
+        lines += ["", *(f"* {note.what}: {note.finding}" for note in notes)]
     path = folder / f"{name}.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
