@@ -26,7 +26,17 @@ class Row:
     ratio: Estimate
     """baseline_ms over arm_ms."""
     goal: str = ""
-    """The bound that the ratio is meant to keep, in words."""
+    """The bound that the ratio is meant to keep, such as "at least 4.5"."""
+
+    @property
+    def verdict(self) -> str:
+        """Whether the goal is met or missed, or undecided where the interval contains it; empty without one."""
+        if not self.goal:
+            return ""
+        bound = float(self.goal.removeprefix("at least "))
+        if self.ratio.low > bound:
+            return "met"
+        return "missed" if self.ratio.high < bound else "undecided"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +104,8 @@ def write(
         lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     for row in rows:
         ours, theirs = f"{row.arm_ms:.2f}", f"{row.baseline_ms:.2f}"
-        cells = (row.what, row.baseline, theirs, row.arm, ours, f"{row.ratio}", row.goal)
+        goal = f"{row.goal}: {row.verdict}" if row.goal else ""
+        cells = (row.what, row.baseline, theirs, row.arm, ours, f"{row.ratio}", goal)
         lines.append(f"| {' | '.join(cells)} |")
     for table in tables:
         lines += ["", table.text()]
