@@ -20,11 +20,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from fnabench.configurations import CONF
 from fnabench.errors import BadInputError, FnabenchError, OutOfMemoryError, one_of
 
-PACKAGE = Path(__file__).resolve().parent
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-"""The configurations: packed into the wheel, or beside the package in a clone."""
 DEBUG = "FNABENCH_DEBUG"
 """With this variable, or HYDRA_FULL_ERROR, set to 1 a mistake shows its traceback."""
 FORMATS = ("table", "json")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
+from itertools import combinations, groupby
 from pathlib import Path
 
 from fnabench.errors import BadInputError
-from fnabench.identity import shown
+from fnabench.identity import digest, shown
 from fnabench.record import CorruptRecordError, Record
 from fnabench.references import FOLDER, Verification, read_verification
 from fnabench.report import form_of
@@ -22,6 +22,10 @@ COLUMNS = (
     "end to end", "attention only", "ceiling", "peak MiB", "GMACs", "device", "verified", "record",
 )  # fmt: skip
 SIGNIFICANT = 0.05
+UNTOLD = ("_target_", "cache", "description", "name", "obtain", "root", "streaming", "training_root")
+"""Settings of the data that no heading tells: where it lies, how it is read, and words about it."""
+SHORT_HASH = 12
+"""So many digits of a hash are shown."""
 HEAD = """# Leaderboard
 
 Made by `fnabench leaderboard` from the records beside this file; do not edit.
@@ -29,8 +33,9 @@ Made by `fnabench leaderboard` from the records beside this file; do not edit.
 Each row is one record. Differences are variant minus exact attention on the same samples, in points, with the 95 %
 interval of the paired bootstrap; a star marks p < 0.05 by McNemar's test after Holm's correction over the table.
 Ratios are latency of exact over latency of the variant, measured side by side in one process: above 1 the variant is
-faster. The ceiling is what free attention in the same blocks would give. Verified is a backbone whose exact attention
-gave the published result on this data with this code (`fnabench verify`); quick: on a part of the data.
+faster. The ceiling is what free attention in the same blocks would give. A ~ before a ratio: the times still drifted
+when the warm-up ended. Verified is a backbone whose exact attention gave the published result on this data with this
+code (`fnabench verify`); quick: on a part of the data.
 """
 
 
@@ -76,12 +81,13 @@ def read_verifications(root: Path) -> tuple[list[Verification], list[str]]:
 def to_markdown(
     records: Iterable[Record], problems: Sequence[str] = (), verifications: Sequence[Verification] = ()
 ) -> str:
-    """The whole page: one table a data set and task with its settings."""
+    """The whole page: one table a data set and task, each with its settings."""
     parts = [HEAD]
     ordered = sorted(records, key=lambda r: (r.task, r.data, r.model, r.image_size, -r.num_samples, _rank(r), r.key))
     for _, same_task in groupby(ordered, key=lambda record: (record.task, record.data)):
         for heading, group in _tables(list(same_task)).items():
-            unit, *_ = form_of(group[0], group[0].metric)
+            scored = next((record for record in group if record.scores), group[0])  # the others name no unit
+            unit, *_ = form_of(scored, scored.metric)
             columns = [name.format(unit=unit) for name in COLUMNS]
             settings, stars = _settings_to_show(group), _significant(group)
             lines = [_line(_cells(record, settings, record.key in stars, verifications)) for record in group]
@@ -95,8 +101,9 @@ def to_markdown(
 
 
 def _tables(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Records of one task and data set by a heading, which names the settings of the task that tell tables apart."""
-    settings = [shown(record.identity.get("task", {})) for record in records]
+    """Records of one task and data set by a heading, which names the settings of both that tell tables apart."""
+    data = _data_settings(records)
+    settings = [_settings("task", record) | data[_content(record)] for record in records]
     names = _differing(settings)
     tables: dict[str, list[Record]] = {}
     for record, values in zip(records, settings, strict=True):
@@ -104,6 +111,28 @@ def _tables(records: Sequence[Record]) -> dict[str, list[Record]]:
         on = f"{record.task} on {record.data}{f' ({words})' if words else ''}: {record.metric}"
         tables.setdefault(", ".join([on, *(f"{name}={values.get(name)}" for name in names)]), []).append(record)
     return tables
+
+
+def _data_settings(records: Iterable[Record]) -> dict[str, dict[str, object]]:
+    """How each content of a data set is asked for: the same samples may be all of them or the first 500. Contents that
+    differ in nothing but where they lie are told apart by a hash."""
+    asked: dict[str, dict[str, object]] = {}
+    for record in records:
+        asked.setdefault(_content(record), _told(record))
+    if any(not _differing(pair) for pair in combinations(asked.values(), 2)):
+        return {content: told | {"data.content": digest(content)[:SHORT_HASH]} for content, told in asked.items()}
+    return asked
+
+
+def _content(record: Record) -> str:
+    """The same for the same samples: their fingerprint, or what was asked for where a record has none."""
+    return str(record.identity.get("data") or _told(record))
+
+
+def _told(record: Record) -> dict[str, object]:
+    """The settings of a record's data that a heading may tell."""
+    values: Mapping[str, object] = record.config.get("data", {})
+    return shown({name: value for name, value in values.items() if name not in UNTOLD}, "data.")
 
 
 def _differing(settings: Sequence[Mapping[str, object]]) -> list[str]:
@@ -121,6 +150,7 @@ def _cells(
     if comparison:
         difference = f"{comparison.difference.times(factor):+{form}}" + ("*" if is_significant else "")
         agreement = "-" if comparison.agreement is None else f"{100 * comparison.agreement:.1f}"
+    drift = "~" if cost and not cost.settled else ""
     gpu = record.environment.gpu
     return [
         _named("model", record, settings),
@@ -131,14 +161,14 @@ def _cells(
         f"{factor * record.score.value:{form}} of {record.num_samples}" if record.score else record.status,
         difference,
         agreement,
-        f"{cost.latency_ratio:.2f}" if cost else "-",
-        f"{cost.attention_latency_ratio:.2f}" if cost and cost.attention_latency_ratio else "-",
-        f"{cost.ceiling.value:.2f}" if cost else "-",
+        f"{drift}{cost.latency_ratio:.2f}" if cost else "-",
+        f"{drift}{cost.attention_latency_ratio:.2f}" if cost and cost.attention_latency_ratio else "-",
+        f"{drift}{cost.ceiling.value:.2f}" if cost else "-",
         f"{cost.memory.peak_mib:.0f}" if cost and cost.memory else "-",
         f"{cost.macs / 1e9:.2f}" if cost else "-",
         f"{gpu.name if gpu else record.environment.cpu}, {record.identity['dtype']}",
         _verified(record, verifications),
-        record.key[:12],
+        record.key[:SHORT_HASH],
     ]
 
 
@@ -160,15 +190,14 @@ def _settings_to_show(records: Sequence[Record]) -> dict[str, list[str]]:
         for name in {getattr(record, kind) for record in records}:
             settings = [_settings(kind, record) for record in records if getattr(record, kind) == name]
             main = list(settings[0])[:1] if kind == "attention" else []
-            chosen[f"{kind}={name}"] = list(dict.fromkeys([*main, *_differing(settings)]))
+            telling = (each for each in _differing(settings) if each != "image_size")
+            chosen[f"{kind}={name}"] = list(dict.fromkeys([*main, *telling]))
     return chosen
 
 
 def _settings(kind: str, record: Record) -> dict[str, object]:
     values = shown(record.identity.get(kind, {}))
-    return {
-        name: str(value)[:12] if name == "weights" else value for name, value in values.items() if name != "image_size"
-    }
+    return {name: str(value)[:SHORT_HASH] if name == "weights" else value for name, value in values.items()}
 
 
 def _named(kind: str, record: Record, to_show: Mapping[str, Sequence[str]]) -> str:

@@ -86,17 +86,17 @@ def _accuracy_rows(record: Record, exact: Record) -> list[tuple[str, str, str, s
     for name, score in record.scores.items():
         unit, factor, form = form_of(record, name)
         comparison = record.comparisons.get(name)
-        theirs = exact.scores.get(name)
         rows.append(
             (
                 f"{name} ({unit})",
-                f"{factor * theirs.value:{form}}" if theirs else MISSING,
-                f"{factor * score.value:{form}}" if record is not exact else "",  # scored once, timed twice
+                _number(exact.scores.get(name), factor, form),
+                _number(score, factor, form) if record is not exact else "",  # scored once, timed twice
                 f"{comparison.difference.times(factor):+{form}}" if comparison else MISSING,
             )
         )
     if not record.scores:
-        rows.append((f"{record.metric} (%)", _percent(exact.score), record.status, MISSING))
+        unit, factor, form = form_of(exact, record.metric)  # a run without scores names none
+        rows.append((f"{record.metric} ({unit})", _number(exact.score, factor, form), record.status, MISSING))
     if record.comparison and record.comparison.agreement is not None:
         rows.append(("agreement with exact (%)", "", f"{100 * record.comparison.agreement:.1f}", ""))
     return rows
@@ -188,8 +188,8 @@ def _foot(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def _percent(score: Estimate | None) -> str:
-    return MISSING if score is None else f"{100 * score.value:.2f}"
+def _number(score: Estimate | None, factor: int, form: str) -> str:
+    return MISSING if score is None else f"{factor * score.value:{form}}"
 
 
 def _ends(estimate: Estimate) -> tuple[float, float]:

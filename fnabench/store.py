@@ -126,13 +126,14 @@ class Store:
     def save_fitted(self, key: str, state: dict[str, Tensor]) -> Fitted:
         """Keep what was fitted under this key."""
         path = self._fitted(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = save({name: tensor.contiguous().cpu() for name, tensor in state.items()})
         sha256 = hashlib.sha256(content).hexdigest()
-        path.with_suffix(".sha256").write_text(sha256)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".sha256").write_text(sha256)
+            temporary = path.with_suffix(".tmp")
+            temporary.write_bytes(content)
+            temporary.replace(path)
         return Fitted(state=load(content), sha256=sha256)
 
     def _fitted(self, key: str) -> Path:

@@ -17,9 +17,10 @@ from fnabench.bench.alternatives import ALTERNATIVES
 from fnabench.bench.bounds import bounds, over_naive
 from fnabench.bench.fidelity import ABLATION, OFFICIAL
 from fnabench.bench.inputs import grouped_inputs, random_inputs
-from fnabench.bench.report import Table, write
+from fnabench.bench.report import Row, Table, write
 from fnabench.bench.sinks import plant
 from fnabench.cost import core_arm
+from fnabench.statistics import Estimate
 
 
 @pytest.mark.parametrize("mass", [0.3, 0.6, 0.9])
@@ -72,3 +73,17 @@ def test_tables_stand_in_both_files(tmp_path) -> None:
     assert "| fna | 0.01235 |\n| refined | 1e-05 |" in path.read_text()
     (read,) = json.loads((tmp_path / "name.json").read_text())["tables"]
     assert read["lines"] == [["fna", 0.0123456], ["refined", 1e-5]]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(4.6, 5.0, "met"), (4.0, 4.4, "missed"), (4.4, 4.6, "undecided"), (4.5, 5.0, "undecided")],
+)
+def test_a_goal_says_whether_it_was_met(low: float, high: float, verdict: str, tmp_path) -> None:
+    ratio = Estimate(value=(low + high) / 2, low=low, high=high)
+    row = Row(what="N=1025", baseline="exact", arm="fna", baseline_ms=9.0, arm_ms=2.0, ratio=ratio, goal="at least 4.5")
+    without = replace(row, goal="")
+    text = write(tmp_path, "name", "Title", [row, without], torch.device("cpu")).read_text()
+    assert f"| {ratio} | at least 4.5: {verdict} |\n" in text
+    assert f"| {ratio} |  |\n" in text
+    assert json.loads((tmp_path / "name.json").read_text())["rows"][0]["goal"] == "at least 4.5"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,14 +15,15 @@ from on_kernels import DEVICE, NEEDS_KERNELS, UNREAD_PADDING
 
 from fnabench.attention.fna import Fna
 from fnabench.bench import kernel_tests
-from fnabench.bench.attempts import MOST_SECONDS, Note, Report
+from fnabench.bench.attempts import MOST_SECONDS, Report
 from fnabench.bench.gpu import Case, compare_forms, compare_models, profile_kernels
 from fnabench.bench.launches import launches
-from fnabench.bench.report import Table, write
+from fnabench.bench.report import Note, Table, write
 
 SMALL = Case(
     num_tokens=20, batch=1, num_heads=1, head_dim=16, num_landmarks=5, num_layers=1, dtype=torch.float32, device=DEVICE
 )
+PASSED = Note(what="tests", finding="all passed")
 pytestmark = UNREAD_PADDING
 
 
@@ -38,7 +40,7 @@ def test_exact_attention_is_timed_beside_every_other_form(tmp_path) -> None:
         "variant, selection alone",
     }
     assert all(row.arm_ms > 0 and row.ratio.value > 0 for row in rows)
-    table = write(tmp_path, "gpu", "Kernels", rows, DEVICE, notes={"tests": "all passed"}).read_text()
+    table = write(tmp_path, "gpu", "Kernels", rows, DEVICE, notes=[PASSED]).read_text()
     assert "* tests: all passed" in table
     assert "| plain |" in table
 
@@ -118,6 +120,29 @@ def test_the_tests_are_run_as_they_are_and_stopped_in_time(
     assert last.is_failure == (finding != "1 passed")
 
 
+def test_every_test_that_fails_stands_in_the_files_though_its_name_holds_a_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ("import pytest", '@pytest.mark.parametrize("size", ["7 by 8", "7 by 9"])', "def test_it(size):", " 1 / 0")
+    (tmp_path / "test_it.py").write_text("\n".join(lines))
+    for name, value in (("ROOT", tmp_path), ("TESTS", ("test_it.py",))):
+        monkeypatch.setattr(kernel_tests, name, value)
+    report = Report(folder=tmp_path, name="gpu", title="Kernels", device=torch.device("cpu"))
+    report.attempt("tests", kernel_tests.run_tests)
+    failing = ["test_it.py::test_it[7 by 8]", "test_it.py::test_it[7 by 9]"]
+    notes = json.loads((tmp_path / "gpu.json").read_text())["notes"]
+    assert sorted(note["what"] for note in notes) == [*failing, "the kernels' tests on this device"]
+    assert all(f"* {name}: FAILED {name}" in (tmp_path / "gpu.md").read_text() for name in failing)
+
+
+def test_findings_of_one_name_are_all_kept(tmp_path: Path) -> None:
+    notes = [Note(what="test_it", finding="FAILED"), Note(what="test_it", finding="ERROR", is_failure=True)]
+    text = write(tmp_path, "gpu", "Kernels", [], DEVICE, notes=notes).read_text()
+    assert text.endswith("\n\n* test_it: FAILED\n* test_it: ERROR\n")
+    kept = json.loads((tmp_path / "gpu.json").read_text())["notes"]
+    assert [Note(**note) for note in kept] == notes
+
+
 def test_the_benchmark_and_what_it_tests_need_no_library_of_the_harness() -> None:
     absent = ("hydra", "omegaconf", "faiss", "datasets", "wandb", "pydantic", "open_clip")
     program = (
@@ -134,10 +159,10 @@ def test_the_benchmark_and_what_it_tests_need_no_library_of_the_harness() -> Non
 
 def test_a_report_without_rows_has_single_blank_lines(tmp_path) -> None:
     table = Table(title="Numbers", columns=("a", "b"), lines=[(1, 2.5)])
-    for tables, notes in (((table,), None), ((), {"tests": "all passed"}), ((table, table), {"tests": "all passed"})):
+    for tables, notes in (((table,), []), ((), [PASSED]), ((table, table), [PASSED])):
         text = write(tmp_path, "gpu", "Kernels", [], DEVICE, tables=tables, notes=notes).read_text()
         assert "\n\n\n" not in text
-        assert text.count("\n\n") == 1 + 2 * len(tables) + (notes is not None)
+        assert text.count("\n\n") == 1 + 2 * len(tables) + bool(notes)
 
 
 def test_launches_are_counted_on_the_gpu_alone() -> None:

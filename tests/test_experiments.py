@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from itertools import product
-from pathlib import Path
 
 import hydra
 import pytest
@@ -14,11 +13,12 @@ from small_llava import save_llava
 from small_world import SmallWorld
 
 from fnabench import cli
+from fnabench.configurations import CONF
 from fnabench.errors import MissingError
 from fnabench.experiment import Experiment
 from fnabench.store import read_record
 
-FOLDER = Path(__file__).resolve().parent.parent / "conf" / "experiment"
+FOLDER = CONF / "experiment"
 NAMES = [path.stem for path in sorted(FOLDER.glob("*.yaml"))]
 RETRIEVAL = [name for name in NAMES if name.startswith("paper_retrieval_")]
 MASKING = OmegaConf.load(FOLDER / "paper_masking.yaml").hydra.sweeper.params
@@ -61,7 +61,7 @@ def test_llava_bench_composes_into_its_parts(tmp_path):
 
 @pytest.mark.parametrize(("model", "blocks"), [("vit_tiny", [8, 10, 11]), ("clip", [4, 6, 7])])
 def test_the_masking_sweep_fits_models_of_any_depth(model, blocks):
-    with hydra.initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("config", ["+experiment=masking_sweep", f"model={model}"], return_hydra_config=True)
     assert cfg.hydra.mode == RunMode.MULTIRUN
     swept = {name: str(values).split(",") for name, values in cfg.hydra.sweeper.params.items()}

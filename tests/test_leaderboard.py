@@ -6,9 +6,13 @@ import sys
 from dataclasses import replace
 
 import pytest
+from hydra.utils import get_class
+from layouts import CONF
+from omegaconf import OmegaConf
 from records import a_cost, a_record, some_scores
 
 from fnabench import leaderboard
+from fnabench.identity import locations
 from fnabench.statistics import Comparison, Estimate
 from fnabench.store import Store
 
@@ -25,6 +29,10 @@ def an_exact_record():
 
 def rows(page):
     return [line for line in page.splitlines() if line.startswith("| timm")]
+
+
+def headings(page):
+    return [line for line in page.splitlines() if line.startswith("## ")]
 
 
 def test_exact_comes_first_and_every_record_has_a_row():
@@ -46,11 +54,74 @@ def test_protocols_of_a_task_are_tables_of_their_own():
         )
 
     page = leaderboard.to_markdown([by("knn"), by("linear"), by("knn")])
-    assert [line for line in page.splitlines() if line.startswith("## ")] == [
+    assert headings(page) == [
         "## classification on folder (made up): top1, method=knn",
         "## classification on folder (made up): top1, method=linear",
     ]
     assert len(rows(page)) == 3
+
+
+def test_a_hash_of_weights_is_short_in_a_heading():
+    def headed(weights):
+        record = with_landmarks(16)
+        return replace(record, identity=record.identity | {"task": {"class": "C", "weights": weights}}, key=weights)
+
+    page = leaderboard.to_markdown([headed("0" * 64), headed("1" * 64)])
+    assert [line.rpartition(", ")[2] for line in headings(page)] == [f"weights={'0' * 12}", f"weights={'1' * 12}"]
+
+
+def of_data(num_landmarks, fingerprint, **config):
+    record = with_landmarks(num_landmarks, config={"data": {"_target_": "D"} | config})
+    return replace(
+        record, identity=record.identity | {"data": fingerprint}, key=f"{num_landmarks}{fingerprint}{config}"
+    )
+
+
+def test_settings_of_the_data_are_tables_and_families_of_their_own():
+    difference = Estimate(value=-0.25, low=-0.5, high=-0.1)
+    comparisons = {"top1": Comparison(difference=difference, p_value=0.03, agreement=0.9)}
+    asked = [
+        ("a", {"ocr": None, "limit": 500}), ("b", {"ocr": "tokens.json", "limit": 500}), ("c", {"limit": 1000}),
+    ]  # fmt: skip
+    records = [replace(of_data(16, name, **config), comparisons=comparisons) for name, config in asked]
+    page = leaderboard.to_markdown(records)
+    assert {line.partition(": top1")[2] for line in headings(page)} == {
+        ", data.ocr=None, data.limit=500",
+        ", data.ocr=tokens.json, data.limit=500",
+        ", data.ocr=None, data.limit=1000",
+    }
+    assert sum("]*" in row for row in rows(page)) == 3
+
+
+def test_the_same_samples_are_one_table_however_they_were_asked_for():
+    records = [
+        of_data(16, "a", limit=None, root="/here", cache="decoded"),
+        of_data(32, "a", limit=500, root="/there"),
+        of_data(64, "a"),
+    ]
+    page = leaderboard.to_markdown(records)
+    assert headings(page) == ["## classification on folder (made up): top1"]
+    assert len(rows(page)) == 3
+
+
+def test_two_folders_asked_for_alike_are_told_apart_by_their_content_and_not_by_their_place():
+    page = leaderboard.to_markdown([of_data(16, "a", root="/here"), of_data(16, "b", root="/there")])
+    assert len(set(headings(page))) == 2
+    assert all(": top1, data.content=" in line for line in headings(page))
+    assert "/here" not in page
+
+
+def test_records_without_a_fingerprint_are_told_apart_by_what_was_asked_for():
+    asked = [with_landmarks(m, config={"data": {"limit": limit}}) for m, limit in ((16, 500), (16, 1000), (32, 500))]
+    page = leaderboard.to_markdown([*asked, with_landmarks(64, config={})])
+    assert [line.rpartition(", ")[2] for line in headings(page)] == [
+        "data.limit=500", "data.limit=1000", "data.limit=None",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def test_no_place_of_data_stands_in_a_heading(path):
+    assert set(locations(get_class(OmegaConf.load(path)["_target_"]))) <= set(leaderboard.UNTOLD)
 
 
 def test_one_model_with_other_settings_is_told_apart():
@@ -69,6 +140,24 @@ def test_a_score_stands_under_its_unit():
     assert "| score (tokens) |" in page
     assert "| 0.75 of 4 |" in page
     assert "| 0.75000 of 4 |" in leaderboard.to_markdown([with_landmarks(16, units={"top1": "nats"})])
+
+
+def test_a_record_without_scores_does_not_choose_the_unit():
+    exact = replace(an_exact_record(), status="out of memory", scores={}, cost=None)
+    page = leaderboard.to_markdown([exact, with_landmarks(16, units={"top1": "nats"})])
+    assert "| score (nats) |" in page
+    assert "out of memory" in rows(page)[0]
+
+
+def test_ratios_are_marked_where_the_times_had_not_settled():
+    steady, drifting = a_cost(1.25), replace(a_cost(1.5), settled=False)
+    page = leaderboard.to_markdown([with_landmarks(16, cost=steady), with_landmarks(32, cost=drifting)])
+    cells = [row.split(" | ")[8:11] for row in rows(page)]
+    assert cells == [
+        ["1.25 [1.20, 1.30]", "1.25 [1.20, 1.30]", "1.25"],
+        ["~1.50 [1.45, 1.55]", "~1.50 [1.45, 1.55]", "~1.50"],
+    ]
+    assert " ~ " in leaderboard.HEAD
 
 
 def test_a_star_needs_significance_after_correction():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from records import a_record, some_scores, some_timings
 
 from fnabench.errors import BadInputError
@@ -68,6 +71,18 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path):
         saved(unwritable)
     with pytest.raises(BadInputError, match="Not a directory"), unwritable.lock("0" * 64):
         pass
+    with pytest.raises(BadInputError, match=r"file cannot be written: .* give another results_dir="):
+        unwritable.save_fitted("0" * 64, {"weight": torch.zeros(2)})
+
+
+def test_a_disk_that_is_full_while_something_fitted_is_kept_is_told_in_one_line(store, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(BadInputError, match=r"cannot be written: .*No space left on device"):
+        store.save_fitted("0" * 64, {"weight": torch.zeros(2)})
+    assert store.find_fitted("0" * 64) is None
 
 
 def test_a_process_killed_while_writing_leaves_nothing_that_is_read(store):

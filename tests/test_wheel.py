@@ -73,8 +73,21 @@ def test_stray_folders_named_tasks_and_conf_are_not_taken_for_ours(wheel: Path, 
     for name in ("tasks", "conf"):
         (folder / name).mkdir(parents=True)
         (folder / name / "__init__.py").write_text("raise ImportError('a stray folder')")
-    script = "import fnabench.cli, fnabench.tasks as tasks; print(fnabench.cli.CONF, *tasks.__path__)"
+    script = (
+        "import fnabench.cli, fnabench.tasks as tasks; from fnabench.configurations import CONF; "
+        "print(CONF, *tasks.__path__)"
+    )
     environment = os.environ | {"PYTHONPATH": str(site)}
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(site / "fnabench/conf"), str(site / "fnabench/tasks")]
+
+
+def test_the_bench_finds_its_model_and_its_images_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    site, folder = tmp_path / "site", tmp_path / "folder"
+    ZipFile(wheel).extractall(site)
+    folder.mkdir()
+    script = "from fnabench.bench import peers, vit_tiny; print(vit_tiny.images(3).limit)"
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("3\n", "")

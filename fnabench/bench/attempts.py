@@ -10,20 +10,11 @@ from pathlib import Path
 
 import torch
 
-from fnabench.bench.report import Row, write
+from fnabench.bench.report import Note, Row, write
 from fnabench.errors import reason_of
 
 MOST_SECONDS = 450
 """Of the whole: after so long no other step begins."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Note:
-    """A finding in words."""
-
-    what: str
-    finding: str
-    is_failure: bool = False
 
 
 Step = Callable[[], Iterator[Row | Note]]
@@ -55,8 +46,7 @@ class Report:
 
     def write(self) -> Path:
         """The path of the table."""
-        notes = {note.what: note.finding for note in self.notes}
-        return write(self.folder, self.name, self.title, self.rows, self.device, notes=notes)
+        return write(self.folder, self.name, self.title, self.rows, self.device, notes=self.notes)
 
     def _take(self, finding: Row | Note) -> None:
         if isinstance(finding, Row):

@@ -25,11 +25,11 @@ from fnabench.attention.base import AttentionInputs
 from fnabench.attention.fna import Fna
 from fnabench.attention.fna_refined import FnaRefined
 from fnabench.attention.landmarks import farthest_points
-from fnabench.bench.attempts import Note, Report, failure
+from fnabench.bench.attempts import Report, failure
 from fnabench.bench.forwards import compare_forwards
 from fnabench.bench.kernel_tests import run_tests
 from fnabench.bench.launches import capture, launches, refusing_syncs
-from fnabench.bench.report import Row, compare_arms
+from fnabench.bench.report import Note, Row, compare_arms
 from fnabench.errors import BadInputError, FnabenchError, MissingError
 from fnabench.kernels import reference
 from fnabench.kernels.farthest_points import Sampled, sample_farthest_points

@@ -8,7 +8,7 @@ on one thread, so that the ratios do not depend on how many cores are free.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -93,7 +93,7 @@ def accuracy_pass() -> Iterator[Row]:
         for images, labels in DataLoader(_Pairs(source), batch_size=NUM_IMAGES):
             correct += int((backbone.module(images).argmax(-1) == labels).sum())
 
-    arms = {"bare torch loop": _arm(bare), "harness": _arm(harness)}
+    arms = {"bare torch loop": Arm(run=bare), "harness": Arm(run=harness)}
     timings = interleave(arms, 40, CPU)
     yield compare_arms(
         f"accuracy pass, ViT-Ti, {NUM_IMAGES} images", timings, "bare torch loop", "harness", "at least 0.97"
@@ -130,10 +130,6 @@ def attention_operation() -> Iterator[Row]:
 
 def _variants() -> dict[str, Attention]:
     return {"exact": Exact(), "fna, q": Fna(features="q"), "fna, input": Fna(features="input")}
-
-
-def _arm(run: Callable[[], object]) -> Arm:
-    return Arm(run=run)
 
 
 class _Pairs(Dataset[tuple[torch.Tensor, int]]):

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from threading import Timer
 
-from fnabench.bench.attempts import Note
+from fnabench.bench.report import Note
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ("tests/test_kernels.py", "tests/test_fused.py")
@@ -37,7 +37,8 @@ def run_tests() -> Iterator[Note]:
             print(line, end="", file=sys.stderr, flush=True)
             last = line.strip() or last
             if line.startswith(("FAILED", "ERROR")):
-                yield Note(what=line.split()[1], finding=line.strip(), is_failure=True)
+                name = line.strip().partition(" ")[2].partition(" - ")[0]
+                yield Note(what=name, finding=line.strip(), is_failure=True)
         code = process.wait()
     finally:
         limit.cancel()

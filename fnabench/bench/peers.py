@@ -19,7 +19,7 @@ from fnabench.attention.nystromformer import Nystromformer
 from fnabench.attention.performer import Performer
 from fnabench.attention.tome import Tome
 from fnabench.bench.inputs import CPU
-from fnabench.bench.report import write
+from fnabench.bench.report import Note, write
 from fnabench.bench.vit_tiny import FEWER_IMAGES, against_cost
 
 LANDMARKS = (16, 32, 64, 128)
@@ -39,8 +39,9 @@ def main() -> None:
     torch.set_num_threads(1)
     with torch.inference_mode():
         table = against_cost(FORMS, FEWER_IMAGES)
-    notes = {"M": "landmarks of fna, fna_refined and nystromformer, random features of performer, merged share of tome"}
-    path = write(folder, "peers", "FNA beside other training-free replacements", [], CPU, [table], notes)
+    sizes = "landmarks of fna, fna_refined and nystromformer, random features of performer, merged share of tome"
+    note = Note(what="M", finding=sizes)
+    path = write(folder, "peers", "FNA beside other training-free replacements", [], CPU, [table], [note])
     print(path.read_text(encoding="utf-8"))
 
 

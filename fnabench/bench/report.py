@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,7 +26,17 @@ class Row:
     ratio: Estimate
     """baseline_ms over arm_ms."""
     goal: str = ""
-    """The bound that the ratio is meant to keep, in words."""
+    """The bound that the ratio is meant to keep, such as "at least 4.5"."""
+
+    @property
+    def verdict(self) -> str:
+        """Whether the goal is met or missed, or undecided where the interval contains it; empty without one."""
+        if not self.goal:
+            return ""
+        bound = float(self.goal.removeprefix("at least "))
+        if self.ratio.low > bound:
+            return "met"
+        return "missed" if self.ratio.high < bound else "undecided"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +52,15 @@ class Table:
         cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in line] for line in self.lines]
         rows = [self.columns, ["---"] * len(self.columns), *cells]
         return "\n".join([f"## {self.title}", "", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """A finding in words."""
+
+    what: str
+    finding: str
+    is_failure: bool = False
 
 
 def compare_arms(what: str, timings: Timings, baseline: str, arm: str, goal: str = "") -> Row:
@@ -65,7 +84,7 @@ def write(
     rows: Sequence[Row],
     device: torch.device,
     tables: Sequence[Table] = (),
-    notes: Mapping[str, str] | None = None,
+    notes: Sequence[Note] = (),
 ) -> Path:
     """Write <name>.json and <name>.md into the folder; returns the path of the latter, where notes come last."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +93,7 @@ def write(
     if tables:
         content["tables"] = [asdict(table) for table in tables]
     if notes:
-        content["notes"] = dict(notes)
+        content["notes"] = [asdict(note) for note in notes]
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     gpu = environment.gpu
     machine = f"{gpu.name if gpu else environment.cpu}, {environment.num_threads} threads"
@@ -85,12 +104,13 @@ def write(
         lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     for row in rows:
         ours, theirs = f"{row.arm_ms:.2f}", f"{row.baseline_ms:.2f}"
-        cells = (row.what, row.baseline, theirs, row.arm, ours, f"{row.ratio}", row.goal)
+        goal = f"{row.goal}: {row.verdict}" if row.goal else ""
+        cells = (row.what, row.baseline, theirs, row.arm, ours, f"{row.ratio}", goal)
         lines.append(f"| {' | '.join(cells)} |")
     for table in tables:
         lines += ["", table.text()]
     if notes:
-        lines += ["", *(f"* {what}: {finding}" for what, finding in notes.items())]
+        lines += ["", *(f"* {note.what}: {note.finding}" for note in notes)]
     path = folder / f"{name}.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path

@@ -16,6 +16,7 @@ from fnabench.attention.base import Attention, AttentionInputs
 from fnabench.attention.exact import Exact
 from fnabench.bench.inputs import CPU
 from fnabench.bench.report import Table, compare_arms
+from fnabench.configurations import CONF
 from fnabench.cost import Probe, capture_inputs, core_arm
 from fnabench.data.base import Source
 from fnabench.experiment import Experiment
@@ -29,7 +30,6 @@ from fnabench.statistics import compare
 from fnabench.store import Store, read_scores
 from fnabench.timing import interleave
 
-CONF = Path(__file__).parents[2] / "conf"
 MODEL, DATA = "vit_tiny", "imagenet_sample"
 KEPT = Path("results/.bench")
 """Where records are kept: a benchmark that was cut off goes on, and several processes share the work."""
