@@ -5,13 +5,9 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from importlib import import_module
-from inspect import get_annotations
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,30 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from fnabench.configurations import CONF
-from fnabench.errors import BadInputError, FnabenchError, OutOfMemoryError, one_of
+from fnabench.errors import FnabenchError, OutOfMemoryError, one_of
+from fnabench.setting_types import PARTS, check_settings, not_known
 
 DEBUG = "FNABENCH_DEBUG"
 """With this variable, or HYDRA_FULL_ERROR, set to 1 a mistake shows its traceback."""
 FORMATS = ("table", "json")
 USER_ERRORS = (FnabenchError, HydraException, OmegaConfBaseException)
-PARTS = ("task", "data", "model", "attention", "budget", "probe", "tracker")
-RUN_TYPES: dict[str, Any] = {
-    "device": str,
-    "dtype": str,
-    "seed": int,
-    "loader": {"batch_size": int, "num_workers": int | None, "num_processes": int | None},
-    "results_dir": str,
-    "rerun": bool,
-    "format": str,
-}
-"""Of the settings that no part's constructor takes."""
-TYPE_WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text (a number in two kinds of quotes: \"'1'\")",
-    NoneType: "null",
-}
 
 _UNKNOWN_CHOICE = re.compile(
     r"Could not find '(?P<group>.*?)/(?P<name>[^'/]*)' Available options in '.*?': (?P<all>.*?)( Config|$)"
@@ -88,7 +67,7 @@ def compose(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     """The configuration of one job as its command line would compose it, and the chosen name of each part."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
-    check_types(cfg)
+    check_settings(cfg)
     choices = {str(kind): str(name) for kind, name in cfg.hydra.runtime.choices.items()}
     return OmegaConf.masked_copy(cfg, [name for name in cfg if name != "hydra"]), choices
 
@@ -110,7 +89,7 @@ def _run(cfg: DictConfig) -> None:
     from fnabench.run import run
     from fnabench.store import Store
 
-    check_types(cfg)
+    check_settings(cfg)
     if cfg.format not in FORMATS:
         raise one_of("format", cfg.format, FORMATS)
     tracker = hydra.utils.instantiate(cfg.tracker)
@@ -127,89 +106,6 @@ def _run(cfg: DictConfig) -> None:
             f"probe.batch_size={experiment.probe.batch_size}; "
             f"recorded in {outcome.folder}; choose smaller ones, a smaller model.image_size or another device"
         )
-
-
-def check_types(cfg: DictConfig) -> None:
-    """Refuse a setting that nothing takes, and a value that is not of the type which its constructor names."""
-    values: Any = OmegaConf.to_container(cfg, resolve=True)
-    _refuse_unknown(values, ["hydra", *PARTS, "layers", *RUN_TYPES])
-    for name in PARTS:
-        if name != "budget" and "_target_" not in (values.get(name) or ()):
-            raise BadInputError(f"{name} names no class; choose one by {name}=..., or leave it out for the default")
-    if not isinstance(values["loader"], Mapping):
-        raise BadInputError(f"loader={values['loader']} must be {', '.join(RUN_TYPES['loader'])}: loader.batch_size=16")
-    _refuse_unknown(values["loader"], RUN_TYPES["loader"], "loader.")
-    for name, value, type_ in _typed(values, RUN_TYPES):
-        if value != "???" and not _is_a(value, type_):
-            raise BadInputError(f"{name}={value} must be {_in_words(type_)}")
-    if cfg.seed < 0:
-        raise BadInputError(f"seed={cfg.seed} must be at least 0")
-
-
-def _refuse_unknown(values: Mapping[str, Any], known: Collection[str], prefix: str = "") -> None:
-    """What + has added; without it Hydra refuses by itself."""
-    for name in values:
-        if name not in known:
-            raise BadInputError(_not_known(f"{prefix}{name}", known))
-
-
-def _not_known(name: str, allowed: Iterable[str]) -> str:
-    shown = ", ".join(each for each in allowed if each not in ("hydra", "_target_"))
-    return f"{name} is not known; allowed: {shown or 'none'}"
-
-
-def _typed(values: Mapping[str, Any], types: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Every value whose type is known: its full name, itself, its type."""
-    for name, value in values.items():
-        inner = types.get(name)
-        if isinstance(value, Mapping) and not _is_plain(inner):
-            yield from _typed(value, inner if isinstance(inner, Mapping) else _types_of(value), f"{prefix}{name}.")
-        elif name in types:
-            yield f"{prefix}{name}", value, types[name]
-
-
-def _types_of(part: Mapping[str, Any]) -> dict[str, Any]:
-    """What the annotations of a part's class say, but for names that are there for a type checker alone."""
-    types: dict[str, Any] = {}
-    module, _, name = part.get("_target_", "builtins.object").rpartition(".")
-    with suppress(ImportError, AttributeError, ValueError):  # which Hydra tells when it builds the part
-        for base in reversed(getattr(getattr(import_module(module), name), "__mro__", ())):
-            known = vars(sys.modules[base.__module__])
-            for name, annotation in get_annotations(base).items():
-                with suppress(NameError):
-                    types[name] = eval(annotation, known) if isinstance(annotation, str) else annotation
-    return types
-
-
-def _is_plain(type_: Any) -> bool:
-    """Whether it is written in one word."""
-    if isinstance(type_, UnionType):
-        return all(map(_is_plain, get_args(type_)))
-    return isinstance(type_, type) and type_ in TYPE_WORDS
-
-
-def _is_a(value: Any, type_: Any) -> bool:
-    if isinstance(type_, UnionType):
-        return any(_is_a(value, each) for each in get_args(type_))
-    if get_origin(type_) is tuple:
-        types = get_args(type_)
-        if not isinstance(value, list) or not (types[1:] == (...,) or len(value) == len(types)):
-            return False
-        return all(_is_a(each, types[0]) for each in value)
-    if type_ not in TYPE_WORDS:
-        return True
-    if isinstance(value, bool):
-        return type_ is bool
-    return isinstance(value, (int, float) if type_ is float else type_)
-
-
-def _in_words(type_: Any) -> str:
-    if isinstance(type_, UnionType):
-        return " or ".join(map(_in_words, get_args(type_)))
-    if get_origin(type_) is tuple:
-        types = get_args(type_)
-        return f"a list of {'' if ... in types else f'{len(types)} times '}{_in_words(types[0])}"
-    return TYPE_WORDS.get(type_, str(type_))
 
 
 class TellEnd(Callback):  # type: ignore[misc]
@@ -246,7 +142,7 @@ def _one_line(error: BaseException) -> str:
     while not isinstance(error, FnabenchError) and isinstance(error.__cause__, (*USER_ERRORS, TypeError)):
         error = error.__cause__
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and error.parent_node is not None:
-        return _not_known(str(error.full_key), map(str, error.parent_node))
+        return not_known(str(error.full_key), map(str, error.parent_node))
     text = " ".join(str(error).split())
     if text.startswith(_NO_NAME):
         return f"{', '.join(PARTS)} are chosen by name, such as data=scenes; null and numbers name none"

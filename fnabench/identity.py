@@ -15,7 +15,8 @@ LOCATION: Mapping[str, Any] = {"is_location": True}
 
 NOT_IN_KEY = (
     "__init__.py", "__main__.py", "cli.py", "configurations.py", "leaderboard.py", "progress.py", "references.py",
-    "report.py", "store.py", "surgery.py", "tasks.py", "trackers.py", "verify.py", "bench", "figures", "train",
+    "report.py", "setting_types.py", "store.py", "surgery.py", "tasks.py", "trackers.py", "verify.py", "bench",
+    "figures", "train",
 )  # fmt: skip
 """Files and folders of the package that start, keep and show results, or say where the configurations lie; all the
 rest decides what a result is."""

@@ -31,7 +31,8 @@ HEAD = """# Leaderboard
 Made by `fnabench leaderboard` from the records beside this file; do not edit.
 
 Each row is one record. Differences are variant minus exact attention on the same samples, in points, with the 95 %
-interval of the paired bootstrap; a star marks p < 0.05 by McNemar's test after Holm's correction over the table.
+interval of the paired bootstrap; a star marks p < 0.05 by McNemar's test, by sign flips of whole images where samples
+share one, after Holm's correction over the table.
 Ratios are latency of exact over latency of the variant, measured side by side in one process: above 1 the variant is
 faster. The ceiling is what free attention in the same blocks would give. A ~ before a ratio: the times still drifted
 when the warm-up ended. Verified is a backbone whose exact attention gave the published result on this data with this
