@@ -138,7 +138,8 @@ def _is_mistake(error: Exception) -> bool:
 def _one_line(error: BaseException) -> str:
     """What went wrong in one line: our own errors as they are, Hydra's without its search path."""
     if added := _ADDED.search(str(error)):
-        return f"{added['part']}.{added['name']} is not known; without the + you are told what is allowed"
+        name = f"{added['part']}.{added['name']}"
+        return f"{name} is not known to its class; leave it out (without a + the allowed ones are told)"
     while not isinstance(error, FnabenchError) and isinstance(error.__cause__, (*USER_ERRORS, TypeError)):
         error = error.__cause__
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and error.parent_node is not None:
