@@ -63,7 +63,8 @@ def latest_record(folder: Path) -> Path:
     found = [path.parent for path in folder.glob(f"*/{RECORD}")]
     if (folder / RECORD).is_file() or not found:
         return folder
-    return max(found, key=lambda each: read_record(each).created)
+    # Of two records of one second the file that was written later counts.
+    return max(found, key=lambda each: (read_record(each).created, (each / RECORD).stat().st_mtime_ns))
 
 
 def to_markdown(record: Record, arrays: Arrays) -> str:
