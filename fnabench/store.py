@@ -130,6 +130,7 @@ class Store:
         sha256 = hashlib.sha256(content).hexdigest()
         with self._writing():
             path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)  # that of another time: whoever is killed from here on leaves nothing to read
             path.with_suffix(".sha256").write_text(sha256)
             temporary = path.with_suffix(".tmp")
             temporary.write_bytes(content)

@@ -85,6 +85,18 @@ def test_a_disk_that_is_full_while_something_fitted_is_kept_is_told_in_one_line(
     assert store.find_fitted("0" * 64) is None
 
 
+def test_what_was_fitted_again_and_not_kept_is_fitted_once_more(store, monkeypatch):
+    store.save_fitted("0" * 64, {"weight": torch.zeros(2)})
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.save_fitted("0" * 64, {"weight": torch.ones(2)})
+    assert store.find_fitted("0" * 64) is None
+
+
 def test_a_process_killed_while_writing_leaves_nothing_that_is_read(store):
     _, folder = saved(store)
     half = store.root / ".tmp-killed" / "a" / "b" / "c"
