@@ -14,9 +14,9 @@ LOCATION: Mapping[str, Any] = {"is_location": True}
 """Metadata of a dataclass field that says where something lies; its content is hashed instead."""
 
 NOT_IN_KEY = (
-    "__init__.py", "__main__.py", "cli.py", "configurations.py", "leaderboard.py", "progress.py", "references.py",
-    "report.py", "setting_types.py", "store.py", "surgery.py", "tasks.py", "trackers.py", "verify.py", "bench",
-    "figures", "train",
+    "__init__.py", "__main__.py", "cli.py", "configurations.py", "leaderboard.py", "leaderboard_tables.py",
+    "progress.py", "references.py", "report.py", "setting_types.py", "store.py", "surgery.py", "tasks.py",
+    "trackers.py", "verify.py", "bench", "figures", "train",
 )  # fmt: skip
 """Files and folders of the package that start, keep and show results, or say where the configurations lie; all the
 rest decides what a result is."""

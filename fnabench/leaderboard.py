@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations, groupby
+from itertools import groupby
 from pathlib import Path
 
 from fnabench.errors import BadInputError
-from fnabench.identity import digest, shown
+from fnabench.leaderboard_tables import SHORT_HASH, differing, not_replaced, settings_of, tables
 from fnabench.record import CorruptRecordError, Record
 from fnabench.references import FOLDER, Verification, read_verification
 from fnabench.report import form_of
@@ -22,10 +22,6 @@ COLUMNS = (
     "end to end", "attention only", "ceiling", "peak MiB", "GMACs", "device", "verified", "record",
 )  # fmt: skip
 SIGNIFICANT = 0.05
-UNTOLD = ("_target_", "cache", "description", "name", "obtain", "root", "streaming", "training_root")
-"""Settings of the data that no heading tells: where it lies, how it is read, and words about it."""
-SHORT_HASH = 12
-"""So many digits of a hash are shown."""
 HEAD = """# Leaderboard
 
 Made by `fnabench leaderboard` from the records beside this file; do not edit.
@@ -34,9 +30,10 @@ Each row is one record. Differences are variant minus exact attention on the sam
 interval of the paired bootstrap; a star marks p < 0.05 by McNemar's test, by sign flips of whole images where samples
 share one, after Holm's correction over the table.
 Ratios are latency of exact over latency of the variant, measured side by side in one process: above 1 the variant is
-faster. The ceiling is what free attention in the same blocks would give. A ~ before a ratio: the times still drifted
-when the warm-up ended. Verified is a backbone whose exact attention gave the published result on this data with this
-code (`fnabench verify`); quick: on a part of the data.
+faster. The ceiling is what free attention in the same blocks would give. A ~ before a ratio: the times still fell when
+the warm-up ended. Verified is a backbone whose exact attention gave the published result on this data with this
+code (`fnabench verify`); quick: on a part of the data. A record whose settings were measured again later, with newer
+code, has no row.
 """
 
 
@@ -84,9 +81,11 @@ def to_markdown(
 ) -> str:
     """The whole page: one table a data set and task, each with its settings."""
     parts = [HEAD]
-    ordered = sorted(records, key=lambda r: (r.task, r.data, r.model, r.image_size, -r.num_samples, _rank(r), r.key))
+    ordered = sorted(
+        not_replaced(records), key=lambda r: (r.task, r.data, r.model, r.image_size, -r.num_samples, _rank(r), r.key)
+    )
     for _, same_task in groupby(ordered, key=lambda record: (record.task, record.data)):
-        for heading, group in _tables(list(same_task)).items():
+        for heading, group in tables(list(same_task)).items():
             scored = next((record for record in group if record.scores), group[0])  # the others name no unit
             unit, *_ = form_of(scored, scored.metric)
             columns = [name.format(unit=unit) for name in COLUMNS]
@@ -99,47 +98,6 @@ def to_markdown(
     if problems:
         parts.append("## Skipped\n\n" + "\n".join(f"* {problem}" for problem in problems) + "\n")
     return "\n".join(parts)
-
-
-def _tables(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Records of one task and data set by a heading, which names the settings of both that tell tables apart."""
-    data = _data_settings(records)
-    settings = [_settings("task", record) | data[_content(record)] for record in records]
-    names = _differing(settings)
-    tables: dict[str, list[Record]] = {}
-    for record, values in zip(records, settings, strict=True):
-        words = record.descriptions.get("data")
-        on = f"{record.task} on {record.data}{f' ({words})' if words else ''}: {record.metric}"
-        tables.setdefault(", ".join([on, *(f"{name}={values.get(name)}" for name in names)]), []).append(record)
-    return tables
-
-
-def _data_settings(records: Iterable[Record]) -> dict[str, dict[str, object]]:
-    """How each content of a data set is asked for: the same samples may be all of them or the first 500. Contents that
-    differ in nothing but where they lie are told apart by a hash."""
-    asked: dict[str, dict[str, object]] = {}
-    for record in records:
-        asked.setdefault(_content(record), _told(record))
-    if any(not _differing(pair) for pair in combinations(asked.values(), 2)):
-        return {content: told | {"data.content": digest(content)[:SHORT_HASH]} for content, told in asked.items()}
-    return asked
-
-
-def _content(record: Record) -> str:
-    """The same for the same samples: their fingerprint, or what was asked for where a record has none."""
-    return str(record.identity.get("data") or _told(record))
-
-
-def _told(record: Record) -> dict[str, object]:
-    """The settings of a record's data that a heading may tell."""
-    values: Mapping[str, object] = record.config.get("data", {})
-    return shown({name: value for name, value in values.items() if name not in UNTOLD}, "data.")
-
-
-def _differing(settings: Sequence[Mapping[str, object]]) -> list[str]:
-    """The names whose value is not the same everywhere."""
-    names = dict.fromkeys(name for each in settings for name in each)
-    return [name for name in names if len({str(each.get(name)) for each in settings}) > 1]
 
 
 def _cells(
@@ -189,21 +147,16 @@ def _settings_to_show(records: Sequence[Record]) -> dict[str, list[str]]:
     chosen: dict[str, list[str]] = {}
     for kind in ("model", "attention"):
         for name in {getattr(record, kind) for record in records}:
-            settings = [_settings(kind, record) for record in records if getattr(record, kind) == name]
+            settings = [settings_of(kind, record) for record in records if getattr(record, kind) == name]
             main = list(settings[0])[:1] if kind == "attention" else []
-            telling = (each for each in _differing(settings) if each != "image_size")
+            telling = (each for each in differing(settings) if each != "image_size")
             chosen[f"{kind}={name}"] = list(dict.fromkeys([*main, *telling]))
     return chosen
 
 
-def _settings(kind: str, record: Record) -> dict[str, object]:
-    values = shown(record.identity.get(kind, {}))
-    return {name: str(value)[:SHORT_HASH] if name == "weights" else value for name, value in values.items()}
-
-
 def _named(kind: str, record: Record, to_show: Mapping[str, Sequence[str]]) -> str:
     """A record's model or attention with the settings to show."""
-    name, values = getattr(record, kind), _settings(kind, record)
+    name, values = getattr(record, kind), settings_of(kind, record)
     return " ".join([name, *(f"{each}={values.get(each)}" for each in to_show[f"{kind}={name}"])])
 
 

@@ -53,7 +53,7 @@ LAYERS = (
     ("experiment",),
     ("passes",),
     ("run",),
-    ("report", "trackers", "figures.*", "bench.*", "train.*", "setting_types"),
+    ("report", "trackers", "figures.*", "bench.*", "train.*", "setting_types", "leaderboard_tables"),
     ("cli", "leaderboard"),
     ("verify",),
     ("__init__",),

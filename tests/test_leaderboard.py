@@ -13,6 +13,7 @@ from records import a_cost, a_record, some_scores
 
 from fnabench import leaderboard
 from fnabench.identity import locations
+from fnabench.leaderboard_tables import UNTOLD
 from fnabench.statistics import Comparison, Estimate
 from fnabench.store import Store
 
@@ -111,6 +112,39 @@ def test_two_folders_asked_for_alike_are_told_apart_by_their_content_and_not_by_
     assert "/here" not in page
 
 
+def test_heads_that_were_fitted_on_other_images_are_tables_of_their_own():
+    def fitted_on(content, num_landmarks):
+        record = of_data(num_landmarks, "a")
+        return replace(record, identity=record.identity | {"fitted_on": content}, key=f"{content}{num_landmarks}")
+
+    records = [fitted_on("x", 16), fitted_on("x", 32), fitted_on(None, 16)]
+    assert len(headings(leaderboard.to_markdown(records))) == 1
+    page = leaderboard.to_markdown([*records, fitted_on("y", 16)])
+    assert len(set(headings(page))) == 3
+    assert all(": top1, fitted_on=" in line for line in headings(page))
+
+
+def test_a_record_stands_aside_for_a_later_one_that_has_all_it_has():
+    def taken(hour, code, num_rounds=10, **changes):
+        record = with_landmarks(16, **({"cost": a_cost() if num_rounds else None} | changes))
+        identity = record.identity | {"code": code, "probe": {"num_rounds": num_rounds}}
+        created = f"2026-01-01T{hour:02}:00:00+00:00"
+        return replace(record, identity=identity, created=created, key=f"{hour:02}{code}{num_rounds}")
+
+    def left(*records):
+        return sorted(row.split(" | ")[-1].rstrip(" |") for row in rows(leaderboard.to_markdown(records)))
+
+    assert left(taken(1, "old"), taken(2, "new")) == ["02new10"]
+    assert left(taken(2, "old"), taken(1, "new")) == ["02old10"], "the later one, whichever code is newer"
+    assert left(taken(1, "old", 0), taken(2, "new")) == ["02new10"], "a cost more"
+    assert left(taken(1, "old"), taken(2, "new", 0)) == ["01old10", "02new0"], "no cost"
+    assert left(taken(1, "old", 20), taken(2, "new")) == ["01old20", "02new10"], "another cost"
+    assert left(taken(1, "old"), taken(2, "new", scores={})) == ["01old10", "02new10"], "no scores"
+    other = taken(2, "new")
+    other = replace(other, identity=other.identity | {"batch_size": 1})
+    assert left(taken(1, "old"), other) == ["01old10", "02new10"], "another setting"
+
+
 def test_records_without_a_fingerprint_are_told_apart_by_what_was_asked_for():
     asked = [with_landmarks(m, config={"data": {"limit": limit}}) for m, limit in ((16, 500), (16, 1000), (32, 500))]
     page = leaderboard.to_markdown([*asked, with_landmarks(64, config={})])
@@ -121,7 +155,7 @@ def test_records_without_a_fingerprint_are_told_apart_by_what_was_asked_for():
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_no_place_of_data_stands_in_a_heading(path):
-    assert set(locations(get_class(OmegaConf.load(path)["_target_"]))) <= set(leaderboard.UNTOLD)
+    assert set(locations(get_class(OmegaConf.load(path)["_target_"]))) <= set(UNTOLD)
 
 
 def test_one_model_with_other_settings_is_told_apart():
