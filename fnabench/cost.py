@@ -64,7 +64,7 @@ class Cost:
     num_rounds: int
     num_warm_up_rounds: int
     settled: bool
-    """Whether the warm-up times had come to agree before the timing began."""
+    """Whether the times had stopped falling before the timing began."""
     sdpa_backend: str
     """The backend that the exact arm ran: the fastest of those that this machine has."""
     latency: Latency

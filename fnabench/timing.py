@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-WARM_UP_ROUNDS = 3
-"""Fewest rounds of warm-up, and how many of the latest must agree for the times to count as settled."""
-MOST_WARM_UP_ROUNDS = 8
-SETTLED_SPREAD = 0.05
-"""Relative spread of the warm-up times of each arm at which they count as settled."""
+LATEST_ROUNDS = 3
+"""So many rounds of the warm-up are held against all before them."""
+MOST_WARM_UP_ROUNDS = 12
+LARGEST_FALL = 0.05
+"""Of the fastest time of each arm, up to which it counts as settled. The fastest, because what disturbs a machine only
+ever adds; how much it adds is for the intervals to tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class Timings:
     repeats: tuple[Repeat, ...]
     num_warm_up_rounds: int
     settled: bool
-    """Whether the warm-up times had come to agree before the timing began."""
+    """Whether the times had stopped falling before the timing began."""
 
     def per_round(self, arm: str) -> list[float]:
         """Milliseconds of an arm in each round: the mean of its two runs, which cancels a linear drift."""
@@ -63,14 +64,14 @@ def interleave(
 ) -> Timings:
     """Time the arms in rounds of ABBA: each round a new random order, then the same backwards.
 
-    The warm-up runs the same path until the times of every arm agree within SETTLED_SPREAD.
+    The warm-up runs the same path until no arm has become faster by more than LARGEST_FALL in its latest rounds.
     """
     generator = np.random.default_rng(seed)
     warm_up: list[dict[str, float]] = []
     settled = False
     while len(warm_up) < MOST_WARM_UP_ROUNDS and not settled:
         warm_up.append({name: _timed(name, arm, 0, device).wall_ms for name, arm in arms.items()})
-        settled = len(warm_up) >= WARM_UP_ROUNDS and all(_agree([times[name] for times in warm_up]) for name in arms)
+        settled = all(_has_settled([times[name] for times in warm_up]) for name in arms)
         on_round()
     repeats = []
     for number in range(num_rounds):
@@ -80,9 +81,9 @@ def interleave(
     return Timings(repeats=tuple(repeats), num_warm_up_rounds=len(warm_up), settled=settled)
 
 
-def _agree(times: list[float]) -> bool:
-    latest = times[-WARM_UP_ROUNDS:]
-    return max(latest) <= min(latest) * (1 + SETTLED_SPREAD)
+def _has_settled(times: list[float]) -> bool:
+    earlier, latest = times[:-LATEST_ROUNDS], times[-LATEST_ROUNDS:]
+    return bool(earlier) and min(latest) >= min(earlier) * (1 - LARGEST_FALL)
 
 
 def _timed(name: str, arm: Arm, number: int, device: torch.device) -> Repeat:
