@@ -114,10 +114,11 @@ def test_in_a_large_folder_every_size_and_many_contents_count(tmp_path: Path) ->
 # What can be wrong
 
 
-def test_a_missing_folder_says_where_images_belong(tmp_path: Path) -> None:
-    assert "is not a folder; put the images there, or set FNABENCH_ASSETS" in refusal(
-        ImageFolder(root=str(tmp_path / "none"))
-    )
+def test_a_missing_folder_says_where_images_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = ImageFolder(root=str(tmp_path / "none"))
+    assert refusal(source).endswith("is not a folder; put the images there, or give data.root=...")
+    monkeypatch.setenv("FNABENCH_ASSETS", str(tmp_path))
+    assert refusal(source).endswith("put the images there, or set FNABENCH_ASSETS or give data.root=...")
 
 
 def test_a_missing_table_says_which_columns_it_should_have(tmp_path: Path) -> None:

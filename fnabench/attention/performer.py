@@ -53,9 +53,8 @@ class Performer(Attention):
         queries = queries + largest
         queries = (queries - queries.amax(-1, keepdim=True)).exp()
         sums = queries @ (keys.mT @ pad(inputs.v.float(), (0, 1), value=1.0))  # [B, H, N, D + 1]
-        return (sums[..., :-1] / sums[..., -1:].clamp_min(1)).to(
-            inputs.v.dtype
-        )  # at least 1, but 0 where no key is allowed
+        mass = sums[..., -1:].clamp_min(1)  # it is at least 1, but 0 where no key is allowed
+        return (sums[..., :-1] / mass).to(inputs.v.dtype)
 
     def macs(self, shape: AttentionShape, num_layers: int) -> int:
         head = 2 * shape.num_tokens * self.num_features * (2 * shape.head_dim + 1)

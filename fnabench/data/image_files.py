@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,15 @@ from fnabench.errors import BadInputError, MissingError
 
 NUM_HASHED = 256
 """So many evenly spaced files are hashed whole; of the others the name and the size in bytes."""
-_PUT_THERE = "put the images there, or set FNABENCH_ASSETS or {}=..."
 
 
 def existing_folder(option: str, path: str, obtain: str = "") -> Path:
     """The folder of an option; where there is none, MissingError says how to obtain what belongs there."""
     if not Path(path).is_dir():
-        raise MissingError(
-            f"{option}={path} is not a folder; "
-            + (f"{obtain}; then put it there or give {option}=..." if obtain else _PUT_THERE.format(option))
-        )
+        assets = os.environ.get("FNABENCH_ASSETS", "assets")
+        moves = "set FNABENCH_ASSETS or " if Path(path).is_relative_to(assets) else ""
+        advice = f"{obtain}; then put it there or " if obtain else f"put the images there, or {moves}"
+        raise MissingError(f"{option}={path} is not a folder; {advice}give {option}=...")
     return Path(path)
 
 
