@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import forkserver
@@ -24,6 +25,11 @@ NUM_REPEATS = 5
 """Of a call on a CPU: the first also allocates what is kept, such as the buffers of threads, so the median counts."""
 MOST_SECONDS = 5.0
 """After so long no other repeat begins: what takes that long needs far more than is kept."""
+MAPPED_BYTES = 2**17
+"""From this size on each tensor is mapped by itself in the fresh process, and unmapped when it is freed. Where glibc
+may keep it in its heap, gaps between tensors count as need: up to as much again, and another amount each time."""
+M_MMAP_THRESHOLD = -3
+"""mallopt's name of it, from glibc's malloc.h."""
 LLAVA = "transformers.models.llava.modeling_llava"
 """Takes seconds to import, and only LLaVAs need it."""
 
@@ -99,6 +105,7 @@ def _fresh_processes() -> Any:
 def _measure(sender: Connection, call: Callable[[], object], warm_up: Callable[[], object], num_threads: int) -> None:
     try:
         torch.set_num_threads(num_threads)
+        _map_each_tensor()
         with torch.inference_mode():
             warm_up()
             can_forget, start = _forget_peak(), time.monotonic()
@@ -112,6 +119,11 @@ def _measure(sender: Connection, call: Callable[[], object], warm_up: Callable[[
         sender.send(error)
     finally:
         sender.close()
+
+
+def _map_each_tensor() -> None:
+    with suppress(OSError, AttributeError):  # another C library has a heap of its own kind
+        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def _peak_above_idle(call: Callable[[], object]) -> float:
