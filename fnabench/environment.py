@@ -12,7 +12,10 @@ from pathlib import Path
 
 import torch
 
-LIBRARIES = ("torch", "torchvision", "timm", "transformers", "open_clip_torch", "numpy", "pillow", "hydra-core")
+LIBRARIES = (
+    "torch", "triton", "torchvision", "timm", "transformers", "tokenizers", "open_clip_torch", "faiss-cpu", "numpy",
+    "pillow", "hydra-core",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +70,14 @@ def describe_environment(device: torch.device) -> Environment:
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words, as far as a result may depend on it."""
+    """The device in words, as far as a result may depend on it: of a CPU also which instructions torch uses."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{cpu_name()}, {torch.get_num_threads()} threads"
+        tf32 = {"products": torch.backends.cuda.matmul.allow_tf32, "convolutions": torch.backends.cudnn.allow_tf32}
+        return ", TF32 ".join(
+            [torch.cuda.get_device_name(device), *(what for what, allowed in tf32.items() if allowed)]
+        )
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return f"{cpu_name()} {cpu_version()}, {instructions}, {torch.get_num_threads()} threads"
 
 
 @cache
@@ -87,13 +94,22 @@ def library_versions() -> dict[str, str]:
 
 @cache
 def cpu_name() -> str:
-    """The processor's model."""
+    """The processor's model, as it calls itself."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+@cache
+def cpu_version() -> str:
+    """What tells generations of one name apart: on x86 family and model, on ARM implementer and part."""
+    names = ("cpu family", "model", "CPU implementer", "CPU part")
+    return "/".join(value for name in names if (value := _cpuinfo().get(name)))
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor; nothing elsewhere."""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = info.read_text().partition("\n\n")[0].splitlines() if info.exists() else []
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def _checkout(here: Path) -> tuple[str | None, bool | None]:

@@ -112,10 +112,12 @@ class Experiment:
     @cached_property
     def twin(self) -> Experiment:
         """The same experiment with exact attention."""
-        names = {**self.names, "attention": "exact"}
         if self.is_twin:
             return self
-        return replace(self, attention=Exact(), layers="all", names=names, budget=None, choice=None)
+        exact = Exact()
+        config = {**self.config, "attention": {"_target_": settings(exact)["class"]}, "layers": "all", "budget": None}
+        names = {**self.names, "attention": "exact"}
+        return replace(self, attention=exact, layers="all", names=names, config=config, budget=None, choice=None)
 
     def chosen(self, choice: Choice) -> Experiment:
         """The experiment with what its budget came to."""
@@ -182,7 +184,7 @@ class Experiment:
     @cached_property
     def fit_key(self) -> str:
         """Hash of everything that changes what the task fits: the attention variant is no part of it."""
-        names = ("task", "fitted_on", "model", "dtype", "device", "seed", "libraries", "code")
+        names = ("task", "fitted_on", "model", "batch_size", "dtype", "device", "seed", "libraries", "code")
         return digest({name: self.twin.identity[name] for name in names})
 
     @cached_property

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
+import sys
+import sysconfig
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -66,8 +67,26 @@ def digest_of_code(configured: Iterable[object]) -> str:
     inside = [path for each in top for path in ([each] if each.is_file() else each.rglob("*"))]
     files = {path for path in inside if path.suffix in (".py", ".txt")}
     own = sorted(files, key=lambda path: (path.parent.name, path.name))
-    foreign = sorted({Path(inspect.getfile(type(each))) for part in configured for each in _with_inner(part)} - files)
+    classes = {type(each) for part in configured for each in _with_inner(part)}
+    foreign = sorted({path for each in classes for path in _sources(each)} - files)
     return digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in own + foreign])
+
+
+def _sources(configured: type) -> set[Path]:
+    """What a foreign class may be made of: all of its package, or all modules beside its own where that is in none; of
+    the classes that it stands on too, unless they are installed."""
+    installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    paths: set[Path] = set()
+    for each in configured.__mro__:
+        top = sys.modules[each.__module__.partition(".")[0]]
+        file = getattr(sys.modules[each.__module__], "__file__", None)
+        if top.__name__ == "fnabench" or file is None:
+            continue
+        if each is configured or not any(Path(file).is_relative_to(folder) for folder in installed):
+            folders = [Path(folder) for folder in getattr(top, "__path__", ())]
+            paths |= {path for folder in folders for path in folder.rglob("*.py")}
+            paths |= set() if folders else set(Path(file).parent.glob("*.py"))
+    return paths
 
 
 def _with_inner(configured: object) -> list[object]:

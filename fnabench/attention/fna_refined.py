@@ -41,8 +41,8 @@ class FnaRefined(Attention):
 
     log n gives a cell the attention mass of all its tokens; the ridge bounds what an ill-conditioned A' can do. At the
     landmarks V' is never worse than the cell means, to which it goes as r grows. Elsewhere that holds where tokens come
-    in groups, as patches do; on noise without any the error can be up to about 2.5 times that of the plain mean of the
-    landmarks' values, which `shrink` brings near 1.
+    in groups, as patches do; on noise without any the error can be up to about 3 times that of the plain mean of the
+    landmarks' values, up to 2 with `shrink`.
 
     Cost a head: 4 N M D MACs for the two fused products, M^3 for the solve; once a forward 2 N M F for selection and
     cells and N C F for their features, F of the C channels' sketch, and N C additions a layer for the means. Memory is
