@@ -28,7 +28,7 @@ Made by `fnabench leaderboard` from the records beside this file; do not edit.
 
 Each row is one record. Differences are variant minus exact attention on the same samples, in points, with the 95 %
 interval of the paired bootstrap; a star marks p < 0.05 by McNemar's test, by sign flips of whole images where samples
-share one, after Holm's correction over the table.
+share one, after Holm's correction over the table; mIoU and VQA accuracy have no such test, their interval has to do.
 Ratios are latency of exact over latency of the variant, measured side by side in one process: above 1 the variant is
 faster. The ceiling is what free attention in the same blocks would give. A ~ before a ratio: the times still fell when
 the warm-up ended. Verified is a backbone whose exact attention gave the published result on this data with this
@@ -82,7 +82,8 @@ def to_markdown(
     """The whole page: one table a data set and task, each with its settings."""
     parts = [HEAD]
     ordered = sorted(
-        not_replaced(records), key=lambda r: (r.task, r.data, r.model, r.image_size, -r.num_samples, _rank(r), r.key)
+        not_replaced(list(records)),
+        key=lambda r: (r.task, r.data, r.model, r.image_size, -r.num_samples, _rank(r), r.key),
     )
     for _, same_task in groupby(ordered, key=lambda record: (record.task, record.data)):
         for heading, group in tables(list(same_task)).items():

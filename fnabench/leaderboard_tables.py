@@ -14,13 +14,16 @@ SHORT_HASH = 12
 """So many digits of a hash are shown."""
 
 
-def not_replaced(records: Iterable[Record]) -> list[Record]:
-    """Without those whose settings a later record has too, if it holds all that they do."""
+def not_replaced(records: Sequence[Record]) -> list[Record]:
+    """Without those whose settings a later record has too, if it holds all that they do and no other record that is
+    left was compared with them."""
     same: dict[str, list[Record]] = {}
     for record in records:
         settings = {name: value for name, value in record.identity.items() if name not in ("choice", "code", "probe")}
         same.setdefault(digest([settings, _content(record)]), []).append(record)
-    return [each for alike in same.values() for each in alike if not any(_replaces(other, each) for other in alike)]
+    replaced = {each.key for alike in same.values() for each in alike if any(_replaces(other, each) for other in alike)}
+    twins = {record.exact_key for record in records if record.key not in replaced}
+    return [record for record in records if record.key not in replaced or record.key in twins]
 
 
 def _replaces(later: Record, record: Record) -> bool:

@@ -62,15 +62,17 @@ class Verification:
     """Hash of the weights and of all settings but the image size."""
     code: str
     """Hash of fnabench's code."""
+    dtype: str
     record: str
     """Key of the record that was compared."""
     created: str
     """UTC, ISO 8601."""
 
     def proves(self, record: Record) -> bool:
-        """Whether it is about the model, the data and the code of a record."""
-        mine = (self.model, self.code, self.reference.data)
-        return mine == (_digest_of_model(record), record.identity.get("code"), record.data)
+        """Whether it is about the model, the data by its name, the code and the dtype of a record."""
+        mine = (self.model, self.reference.data, self.code, self.dtype)
+        theirs = (record.identity.get(name) for name in ("code", "dtype"))
+        return mine == (_digest_of_model(record), record.data, *theirs)
 
 
 def read_references(path: Path = TABLE) -> list[Reference]:
@@ -103,6 +105,7 @@ def judge(reference: Reference, record: Record, overrides: Iterable[str]) -> Ver
         overrides=tuple(overrides),
         model=_digest_of_model(record),
         code=record.identity["code"],
+        dtype=record.identity["dtype"],
         record=record.key,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )

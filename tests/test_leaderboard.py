@@ -140,6 +140,8 @@ def test_a_record_stands_aside_for_a_later_one_that_has_all_it_has():
     assert left(taken(1, "old"), taken(2, "new", 0)) == ["01old10", "02new0"], "no cost"
     assert left(taken(1, "old", 20), taken(2, "new")) == ["01old20", "02new10"], "another cost"
     assert left(taken(1, "old"), taken(2, "new", scores={})) == ["01old10", "02new10"], "no scores"
+    compared = with_landmarks(32, key="compared", exact_key="01old10")
+    assert left(taken(1, "old"), taken(2, "new"), compared) == ["01old10", "02new10", "compared"], "its exact twin"
     other = taken(2, "new")
     other = replace(other, identity=other.identity | {"batch_size": 1})
     assert left(taken(1, "old"), other) == ["01old10", "02new10"], "another setting"

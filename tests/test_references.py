@@ -23,9 +23,9 @@ REFERENCE = Reference(
 )  # fmt: skip
 
 
-def record_of(score: float, *, weights="w", mean=0.5, size=224, code="c", **changes: object):
+def record_of(score: float, *, weights="w", mean=0.5, size=224, code="c", dtype="float32", **changes: object):
     model = {"weights": weights, "mean": mean, "image_size": size}
-    identity = {"attention": {"class": "Exact", "m": 1}, "dtype": "float32", "model": model, "code": code}
+    identity = {"attention": {"class": "Exact", "m": 1}, "dtype": dtype, "model": model, "code": code}
     scores = {"top1": Estimate(value=score, low=0.0, high=1.0)}
     return a_record(identity=identity, scores=scores, **changes)
 
@@ -181,7 +181,7 @@ def test_a_proof_is_read_back_and_one_that_was_changed_is_refused(tmp_path):
 # The leaderboard
 
 
-def test_a_row_is_verified_only_by_its_own_weights_code_and_data():
+def test_a_row_is_verified_only_by_its_own_weights_code_dtype_and_data():
     assert verified(record_of(0.7)) == "-"
     PROOFS.append(judge(REFERENCE, record_of(0.752), ()))
     assert verified(record_of(0.7)) == "yes"
@@ -189,6 +189,7 @@ def test_a_row_is_verified_only_by_its_own_weights_code_and_data():
     assert verified(record_of(0.7, mean=0.4)) == "-"
     assert verified(record_of(0.7, weights="other")) == "-"
     assert verified(record_of(0.7, code="other")) == "-"
+    assert verified(record_of(0.7, dtype="bfloat16")) == "-"
     assert verified(record_of(0.7, data="elsewhere")) == "-"
 
 
