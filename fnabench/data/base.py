@@ -72,7 +72,8 @@ class Source(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash over the content: two sources with the same fingerprint give the same samples."""
+        """A hash over the content, as far as reading it costs little: of many files on disk the names, the sizes and
+        every so many whole. Two sources with the same fingerprint count as the same samples."""
 
     def training_split(self) -> Source | None:
         """The samples that a head may be fitted on: never one of these; None where there are none."""
