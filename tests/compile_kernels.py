@@ -7,8 +7,12 @@ process in which nothing is interpreted.
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import sys
 from functools import partial
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import torch
 import triton
@@ -16,6 +20,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from fnabench.kernels.programs import farthest_points, landmark_pass, solve, token_pass
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
 class NoDevice:
@@ -36,7 +42,13 @@ class NoDevice:
 
 def compile_only(program, *arguments, grid, **options):
     kernel = program.run(*arguments, grid=grid, warmup=True, **options)
-    print(json.dumps({"program": program.__name__, "shared": kernel.metadata.shared, "size": len(kernel.asm["cubin"])}))
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        used = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    registers, stack = (int(re.search(rf"{name}:(\d+)", used)[1]) for name in ("REG", "STACK"))
+    shared = kernel.metadata.shared
+    print(json.dumps({"program": program.__name__, "shared": shared, "registers": registers, "stack": stack}))
 
 
 def main() -> None:

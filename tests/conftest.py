@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,17 @@ def no_debugging(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HYDRA_FULL_ERROR", "FNABENCH_DEBUG"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def sound_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A fault on a GPU ends the tests with the name of the one that caused it: none after it could pass."""
+    yield
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            pytest.exit(f"{request.node.nodeid}: {error}", returncode=1)
 
 
 @pytest.fixture

@@ -58,8 +58,7 @@ def test_the_profile_says_how_far_the_kernels_are_from_the_plain_form() -> None:
 
 @torch.inference_mode()
 def test_a_whole_model_reaches_a_share_of_the_ceiling() -> None:
-    images = torch.rand(1, 3, 144, 144, device=DEVICE)
-    rows = list(compare_models("vit_tiny_patch16_224", images, num_rounds=1))
+    rows = list(compare_models("vit_tiny_patch16_224", (1, 3, 144, 144), SMALL, num_rounds=1))
     assert [(row.baseline, row.arm, row.goal) for row in rows] == [
         ("exact", "variant", ""), ("exact", "free", ""), ("free", "variant", "at least 0.95"),
     ]  # fmt: skip
@@ -118,6 +117,20 @@ def test_the_tests_are_run_as_they_are_and_stopped_in_time(
     assert [note.what for note in named] == failures
     assert finding in last.finding
     assert last.is_failure == (finding != "1 passed")
+
+
+@pytest.mark.parametrize("side_by_side", [True, False])
+def test_a_test_that_failed_before_all_were_stopped_is_named(
+    side_by_side: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = "import os, time; time.sleep(3); os.killpg(0, 9)"  # as when the time is up
+    (tmp_path / "test_it.py").write_text(f"def test_a():\n 1 / 0\n\ndef test_b():\n {stop}\n")
+    for name, value in (("ROOT", tmp_path), ("TESTS", ("test_it.py",))):
+        monkeypatch.setattr(kernel_tests, name, value)
+    monkeypatch.setattr(kernel_tests, "find_spec", lambda name: side_by_side or None)
+    failed, last = kernel_tests.run_tests()
+    assert failed.what == "test_it.py::test_a"
+    assert last.finding.endswith("(stopped after 300 seconds)")
 
 
 def test_every_test_that_fails_stands_in_the_files_though_its_name_holds_a_space(

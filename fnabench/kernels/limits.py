@@ -20,6 +20,8 @@ MOST_PATCHES = 16384
 """Patches an image: the sampling keeps a distance of each in the registers of one program."""
 MOST_HEADS = 65535
 """Of a whole batch: what the second dimension of a CUDA grid can be."""
+MOST_ELEMENTS = 2**31
+"""From the first token of an image to its last: the kernels count them in 32 bits."""
 LEAST_CAPABILITY = (8, 0)
 """Of a CUDA device: what Triton supports."""
 
@@ -101,7 +103,7 @@ def shared_memory(dtype: torch.dtype, head_dim: int, num_cells: int) -> int:
     """Bytes of a multiprocessor's shared memory that the solve takes at most, of all kernels by far the most: the cell
     means as operands of a TF32 product, two numbers for one, those of 16-bit keys excepted, and what it exchanges."""
     m, d = (max(16, 1 << (size - 1).bit_length()) for size in (num_cells, head_dim))
-    return (16 if dtype == torch.float32 else 8) * m * d + 384 * max(m, 64)
+    return (16 if dtype == torch.float32 else 8) * m * d + 512 * max(m, 64)
 
 
 @cache
@@ -113,11 +115,16 @@ def _shared_memory_of(device: torch.device) -> int:
 
 
 def require_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """ImpossibleError where queries, keys and values are not of one type, or too many for one launch."""
+    """ImpossibleError where queries, keys and values are not of one type, too many or too far apart for one launch."""
     if not q.dtype == k.dtype == v.dtype:
         raise ImpossibleError(f"the fused kernels take q, k and v of one type, not {q.dtype}, {k.dtype}, {v.dtype}")
     if q.shape[0] * q.shape[1] > MOST_HEADS:
         raise ImpossibleError(
             f"the fused kernels take batches of at most {MOST_HEADS} heads, not {q.shape[0]} images of {q.shape[1]}; "
             "use a smaller batch or the plain form"
+        )
+    if max((each.shape[2] - 1) * each.stride(2) for each in (q, k, v)) >= MOST_ELEMENTS:
+        raise ImpossibleError(
+            f"the fused kernels take images whose first and last token lie less than {MOST_ELEMENTS} elements apart; "
+            "lay the batch out image by image, use a smaller one or the plain form"
         )

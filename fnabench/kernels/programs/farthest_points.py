@@ -10,7 +10,8 @@ from torch import Tensor
 from fnabench.kernels.programs.launching import PLAIN_NUMBERS
 
 ALIGNMENT = 16
-"""Elements at whose multiples the rows of the features and their first patch lie, so that reads are wide."""
+"""Elements at whose multiples the rows of the features and their first patch lie, so that reads are wide. Triton has to
+be told: 3.6 reads one by one else, and then finds no registers for more than 8,192 patches."""
 UNROLL = 8
 """Features whose reads are under way at once."""
 PATCHES_PER_WARP = 128
@@ -106,8 +107,8 @@ def sample_farthest_points(
         start = tl.zeros([BLOCK_N], tl.float32)
         count = tl.sum(may.to(tl.float32), axis=0)
         for f in range(NUM_FEATURES):
-            x = tl.load(features + f * stride_f + patch, mask=readable, other=0.0).to(tl.float32)
-            x -= tl.sum(tl.where(may, x, 0.0), axis=0) / count
+            x = tl.load(features + tl.multiple_of(f * stride_f, ALIGNMENT) + patch, mask=readable, other=0.0)
+            x = x.to(tl.float32) - tl.sum(tl.where(may, x.to(tl.float32), 0.0), axis=0) / count
             start += x * x
     # Squared distance to the start and all landmarks so far; below zero: forbidden (-1), chosen or no token (-inf).
     start = tl.minimum(start, float("inf"))  # NaN is far away: no choice may fall on what is no token
@@ -126,8 +127,8 @@ def sample_farthest_points(
         tl.store(index + m, NUM_PREFIX + newest)
         distance = tl.zeros([BLOCK_N], tl.float32)
         for f in tl.range(NUM_FEATURES, loop_unroll_factor=UNROLL):
-            x = tl.load(features + f * stride_f + patch, mask=readable, other=0.0).to(tl.float32)
-            x -= tl.load(features + f * stride_f + newest).to(tl.float32)
+            x = tl.load(features + tl.multiple_of(f * stride_f, ALIGNMENT) + patch, mask=readable, other=0.0)
+            x = x.to(tl.float32) - tl.load(features + f * stride_f + newest).to(tl.float32)
             distance += x * x
         is_newest = patch == newest
         to_chosen = tl.where(is_newest | ~inside, float("-inf"), tl.minimum(to_chosen, distance))

@@ -67,9 +67,17 @@ def launch(
         HAS_MASK=allowed is not None,
         **dot_types(q.dtype),
         num_warps=8 if block_d > 64 else 4,
-        num_stages=1 if q.dtype == torch.float32 else 2,
+        num_stages=_num_stages(q.dtype, block_d),
     )
     return sums, counts
+
+
+def _num_stages(dtype: torch.dtype, block_d: int) -> int:
+    """With three, the next tile is read while this one is computed, with two after it; three wide ones need more shared
+    memory than some devices have."""
+    if dtype == torch.float32:
+        return 1
+    return 3 if block_d <= 64 else 2
 
 
 @triton.jit(do_not_specialize=PLAIN_NUMBERS)

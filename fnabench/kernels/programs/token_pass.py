@@ -9,6 +9,9 @@ from torch import Tensor
 
 from fnabench.kernels.programs.launching import LOG2_E, PLAIN_NUMBERS, dot_types, head_block
 
+BLOCK_L = 16
+"""Landmarks that a block of queries is compared with at once: more of them leave no registers for a second program."""
+
 
 def launch(q: Tensor, index: Tensor, cells: Tensor, log_count: Tensor, scale: float, num_cells: int) -> Tensor:
     """The output [B, H, N, D], which lies in memory as [B, N, H, D]: that is how a layer reads it."""
@@ -34,7 +37,7 @@ def launch(q: Tensor, index: Tensor, cells: Tensor, log_count: Tensor, scale: fl
         HEAD_DIM=D,
         BLOCK_D=block_d,
         BLOCK_N=block_n,
-        BLOCK_L=min(64, head_block(L)),
+        BLOCK_L=BLOCK_L,
         BLOCK_M=block_m,
         **dot_types(q.dtype),
         num_warps=8,
