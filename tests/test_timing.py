@@ -92,10 +92,18 @@ def test_times_that_fall_for_ever_are_timed_all_the_same_and_said_to_be_unsettle
 
 
 def test_times_that_rise_for_ever_are_said_to_be_unsettled() -> None:
-    rising = (5 * 1.1**number for number in count())
+    rising = (2 * 1.4**number for number in count())
     timings = interleave({"x": Arm(run=lambda: spin(next(rising)))}, 1, CPU)
     assert not timings.settled
     assert timings.num_warm_up_rounds == MOST_WARM_UP_ROUNDS
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_a_change_by_a_tenth_a_round_is_seen_in_both_directions(factor: float) -> None:
+    times = [factor**number for number in range(MOST_WARM_UP_ROUNDS)]
+    assert not any(has_settled(times[:number]) for number in range(1, MOST_WARM_UP_ROUNDS + 1))
+    assert not has_settled([50, 80, 95, 110])
+    assert has_settled([1.0, 1.3, 1.1, 1.2, 1.05, 1.4])
 
 
 def test_a_machine_that_has_slowed_down_has_settled_once_it_stays_so() -> None:
