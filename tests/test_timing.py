@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from itertools import count, cycle, groupby
+from itertools import count, groupby
 from pathlib import Path
 
 import numpy as np
@@ -130,11 +130,11 @@ def test_times_as_benchmarks_had_them_count_as_settled() -> None:
 
 
 def test_a_disturbed_machine_has_warmed_up_all_the_same() -> None:
-    """Noise is for the intervals to tell; it does not end by waiting."""
-    restless = cycle([3, 6, 4, 5])
-    timings = interleave({"x": Arm(run=lambda: spin(next(restless)))}, 2, CPU)
-    assert timings.settled
-    assert timings.num_warm_up_rounds < MOST_WARM_UP_ROUNDS
+    """Noise is for the intervals to tell; it does not end by waiting. Here it is skewed, as what others take is."""
+    restless = 1 + np.random.default_rng(0).exponential(0.3, size=(200, MOST_WARM_UP_ROUNDS))
+    rounds = range(1, MOST_WARM_UP_ROUNDS + 1)
+    settled = [any(has_settled(list(times[:number])) for number in rounds) for times in restless]
+    assert np.mean(settled) >= 0.95
 
 
 def test_each_round_is_reported() -> None:
