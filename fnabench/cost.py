@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from fnabench.loader import Batch
 from fnabench.macs import attention_macs, count_macs, crossover_tokens
 from fnabench.memory import Memory, peak_memory
 from fnabench.models.base import Backbone
-from fnabench.sdpa import fastest_backend, run_preferring
+from fnabench.sdpa import fastest_backend, run_preferring, run_preferring_named
 from fnabench.statistics import Estimate, median_ratio
 from fnabench.timing import Arm, Timings, interleave
 
@@ -58,15 +58,18 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Exact and variant, measured side by side. Ratios are exact over variant: above 1 the variant is better."""
+    """Exact and variant, measured side by side. Ratios are exact over variant: above 1 the variant is better.
+
+    The cost of exact itself is measured beside exact once more, so its ratios show what chance alone gives.
+    """
 
     batch_size: int
     num_rounds: int
     num_warm_up_rounds: int
     settled: bool
-    """Whether the times had stopped falling before the timing began."""
+    """Whether the times neither fell nor rose any more when the timing began."""
     sdpa_backend: str
-    """The backend that the exact arm ran: the fastest of those that this machine has."""
+    """The backend on which exact is fastest on this machine; every arm runs on it where it applies."""
     latency: Latency
     exact_latency: Latency
     attention_latency: Latency | None
@@ -86,7 +89,7 @@ class Cost:
     ceiling_macs: float
     """exact_macs over what is left of them without the replaced attention."""
     crossover_tokens: int | None
-    """From so many tokens on the variant needs fewer multiply-accumulates; None where it never does."""
+    """From so many tokens on the variant always needs fewer multiply-accumulates; None where it does not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,29 +115,20 @@ def measure_cost(
     exact, free = Exact(), Free()
     device = batch.images.device
     one = Batch(images=batch.images[:1], samples=batch.samples[:1])
-    whole_forward = partial(forward, backbone, batch)
     with torch.inference_mode():
         captured = capture_inputs(backbone, layers, forward, batch)
         own = captured  # what the variant's cores are given
         if attention.around(free) is not free:
             own = capture_inputs(backbone, layers, forward, batch, attention.around)
         backend = fastest_backend(captured[0], device)
-
-        def end_to_end(core: Attention) -> Arm:
-            run = partial(run_preferring, backend if isinstance(core, Exact) else None)
-            return Arm(prepare=partial(attach_alone, backbone, core, layers), run=partial(run, whole_forward))
-
-        def cores_alone(core: Attention) -> Arm:
-            given = own if core is attention else captured
-            return core_arm(core, given, backend if isinstance(core, Exact) else None)
-
-        variant = "exact" if attention == exact else "variant"  # which needs no second look at itself
+        variant = "exact again" if attention == exact else "variant"
         compared = {"exact": exact, variant: attention}
-        arms = {name: end_to_end(core) for name, core in compared.items()} | {"free": end_to_end(free)}
+        arms = forward_arms(backbone, layers, compared | {"free": free}, partial(forward, backbone, batch), backend)
         whole = interleave(arms, probe.num_rounds, device, seed, on_step)
         has_core = not isinstance(attention, Native)
-        arms = {name: cores_alone(core) for name, core in compared.items() if not isinstance(core, Native)}
-        arms |= {name: core_arm(part, own) for name, part in attention.parts.items()}
+        own_parts = ({variant: attention} if has_core else {}) | dict(attention.parts)
+        arms = {"exact": core_arm(exact, captured, backend)}
+        arms |= {name: core_arm(part, own, backend) for name, part in own_parts.items()}
         cores = interleave(arms, probe.num_rounds, device, seed, on_step)
         sequences = _sequences_of_one(backbone, layers, forward, one)
         macs_without = _macs_without_attention(backbone, layers, forward, one, free)
@@ -143,7 +137,10 @@ def measure_cost(
     memories: dict[str, Memory] = {}
     for name, core in compared.items() if probe.memory else ():
         attach_alone(backbone, core, layers)
-        memories[name] = peak_memory(whole_forward, partial(forward, backbone, one), device)
+        call, warm_up = (
+            partial(run_preferring_named, backend.name, partial(forward, backbone, each)) for each in (batch, one)
+        )
+        memories[name] = peak_memory(call, warm_up, device)
     backbone.layers.detach()
     exact_times = whole.per_round("exact")
     cost = Cost(
@@ -176,6 +173,18 @@ def attach_alone(backbone: Backbone, core: Attention, layers: Sequence[Attention
     """Attach a variant to these layers and leave every other layer native."""
     backbone.layers.detach()
     core.attach(layers)
+
+
+def forward_arms(
+    backbone: Backbone,
+    layers: Sequence[AttentionLayer],
+    cores: Mapping[str, Attention],
+    forward: Callable[[], object],
+    backend: SDPBackend,
+) -> dict[str, Arm]:
+    """A forward with each of these variants in the layers; all that is not replaced runs on one backend in all."""
+    run = partial(run_preferring, backend, forward)
+    return {name: Arm(prepare=partial(attach_alone, backbone, core, layers), run=run) for name, core in cores.items()}
 
 
 def capture_inputs(

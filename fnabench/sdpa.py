@@ -1,5 +1,5 @@
-"""Which fused-attention backend exact attention runs on: the fastest that the machine has, since anything less would
-flatter every replacement."""
+"""Which fused-attention backend attention runs on, beside every variant alike: the one on which exact attention is
+fastest on this machine, since anything less would flatter every replacement."""
 
 from __future__ import annotations
 
@@ -56,9 +56,14 @@ def run_preferring(backend: SDPBackend | None, run: Callable[[], object]) -> Non
         run()
 
 
+def run_preferring_named(name: str, run: Callable[[], object]) -> None:
+    """The same by the backend's name: another process can be sent no backend."""
+    run_preferring(SDPBackend.__members__[name], run)
+
+
 @contextmanager
 def _preferring(backend: SDPBackend) -> Iterator[None]:
-    """This backend where it applies; other attention of the model, such as pooling, may need another."""
-    others = [other for other in (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH) if other is not backend]
+    """This backend where it applies; other attention, such as pooling or a variant's own, may need another."""
+    others = [other for other in BACKENDS["cuda"] if other is not backend]
     with sdpa_kernel([backend, *others], set_priority=True) if backend is not SDPBackend.MATH else sdpa_kernel(backend):
         yield

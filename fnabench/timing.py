@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 LATEST_ROUNDS = 3
-"""So many rounds of the warm-up are held against all before them."""
+"""So many rounds of the warm-up are held against as many before them."""
 MOST_WARM_UP_ROUNDS = 12
-LARGEST_FALL = 0.05
-"""Of the fastest time of each arm, up to which it counts as settled. The fastest, because what disturbs a machine only
-ever adds; how much it adds is for the intervals to tell."""
+LARGEST_CHANGE = 0.1
+"""Of the fastest time of each arm, up or down, with which it counts as settled. The fastest, because what disturbs a
+machine only ever adds; how much it adds is for the intervals to tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Timings:
     repeats: tuple[Repeat, ...]
     num_warm_up_rounds: int
     settled: bool
-    """Whether the times had stopped falling before the timing began."""
+    """Whether the times neither fell nor rose any more when the timing began."""
 
     def per_round(self, arm: str) -> list[float]:
         """Milliseconds of an arm in each round: the mean of its two runs, which cancels a linear drift."""
@@ -64,14 +64,14 @@ def interleave(
 ) -> Timings:
     """Time the arms in rounds of ABBA: each round a new random order, then the same backwards.
 
-    The warm-up runs the same path until no arm has become faster by more than LARGEST_FALL in its latest rounds.
+    The warm-up runs the same path until no arm's latest rounds are faster or slower by more than LARGEST_CHANGE.
     """
     generator = np.random.default_rng(seed)
     warm_up: list[dict[str, float]] = []
     settled = False
     while len(warm_up) < MOST_WARM_UP_ROUNDS and not settled:
         warm_up.append({name: _timed(name, arm, 0, device).wall_ms for name, arm in arms.items()})
-        settled = all(_has_settled([times[name] for times in warm_up]) for name in arms)
+        settled = all(has_settled([times[name] for times in warm_up]) for name in arms)
         on_round()
     repeats = []
     for number in range(num_rounds):
@@ -81,9 +81,12 @@ def interleave(
     return Timings(repeats=tuple(repeats), num_warm_up_rounds=len(warm_up), settled=settled)
 
 
-def _has_settled(times: list[float]) -> bool:
-    earlier, latest = times[:-LATEST_ROUNDS], times[-LATEST_ROUNDS:]
-    return bool(earlier) and min(latest) >= min(earlier) * (1 - LARGEST_FALL)
+def has_settled(times: Sequence[float]) -> bool:
+    """Whether one arm, timed in so many rounds, takes as long in the latest as in those before."""
+    if len(times) < 2 * LATEST_ROUNDS:
+        return False
+    before, latest = min(times[-2 * LATEST_ROUNDS : -LATEST_ROUNDS]), min(times[-LATEST_ROUNDS:])
+    return max(before, latest) <= min(before, latest) * (1 + LARGEST_CHANGE)
 
 
 def _timed(name: str, arm: Arm, number: int, device: torch.device) -> Repeat:

@@ -17,10 +17,11 @@ from fnabench.bench.alternatives import ALTERNATIVES
 from fnabench.bench.bounds import bounds, over_naive
 from fnabench.bench.fidelity import ABLATION, OFFICIAL
 from fnabench.bench.inputs import grouped_inputs, random_inputs
-from fnabench.bench.report import Row, Table, write
+from fnabench.bench.report import Row, Table, compare_arms, write
 from fnabench.bench.sinks import plant
 from fnabench.cost import core_arm
 from fnabench.statistics import Estimate
+from fnabench.timing import Repeat, Timings
 
 
 @pytest.mark.parametrize("mass", [0.3, 0.6, 0.9])
@@ -76,6 +77,17 @@ def test_tables_stand_in_both_files(tmp_path) -> None:
     assert "| fna | 0.01235 |\n| refined | 1e-05 |" in path.read_text()
     (read,) = json.loads((tmp_path / "name.json").read_text())["tables"]
     assert read["lines"] == [["fna", 0.0123456], ["refined", 1e-5]]
+
+
+def test_a_row_shows_the_median_of_an_even_number_of_rounds() -> None:
+    times = {"exact": (10.0, 20.0, 40.0, 80.0), "fna": (1.0, 2.0, 3.0, 5.0)}
+    repeats = tuple(
+        Repeat(arm=arm, round=number, wall_ms=wall_ms, device_ms=None)
+        for arm, all_ms in times.items()
+        for number, wall_ms in enumerate(all_ms)
+    )
+    row = compare_arms("N=1025", Timings(repeats=repeats, num_warm_up_rounds=6, settled=True), "exact", "fna")
+    assert (row.baseline_ms, row.arm_ms) == (30, 2.5)
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from builders import random_images, timm_model
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
+from torch.nn.functional import scaled_dot_product_attention
 
-from fnabench.attention.base import Attention
+from fnabench.attention.base import Attention, AttentionInputs
 from fnabench.attention.exact import Exact
 from fnabench.attention.fna import Fna
+from fnabench.attention.free import Free
 from fnabench.attention.masked import Masked
 from fnabench.attention.native import Native
 from fnabench.cost import Measurement, Probe, attach_alone, capture_inputs, measure_cost, run_cores
@@ -21,8 +26,12 @@ from fnabench.data.base import Sample
 from fnabench.errors import BadInputError
 from fnabench.loader import Batch
 from fnabench.macs import attention_macs, count_macs
+from fnabench.memory import Memory
 from fnabench.models.timm_layers import timm_layers
 from fnabench.models.timm_vit import TimmBackbone
+from fnabench.sdpa import run_preferring_named
+from fnabench.statistics import median_ratio
+from fnabench.timing import Arm, Timings, interleave
 
 FNA = Fna(num_landmarks=8)
 NUM_ROUNDS = 3
@@ -90,7 +99,8 @@ def test_the_model_is_left_detached(attention: Attention) -> None:
 @ALL
 def test_exact_variant_and_ceiling_are_timed_side_by_side(attention: Attention) -> None:
     measurement = measured(attention)[0]
-    arms = {"exact", "free"} if attention == Exact() else {"exact", "variant", "free"}
+    variant = "exact again" if attention == Exact() else "variant"
+    arms = {"exact", variant, "free"}
     assert {repeat.arm for repeat in measurement.end_to_end.repeats} == arms
     for arm in arms:
         assert len(measurement.end_to_end.per_round(arm)) == NUM_ROUNDS
@@ -100,11 +110,78 @@ def test_exact_variant_and_ceiling_are_timed_side_by_side(attention: Attention) 
     assert all(len(measurement.attention.per_round(arm)) == NUM_ROUNDS for arm in cores)
 
 
-def test_exact_attention_is_its_own_baseline() -> None:
-    cost = measured(Exact())[0].cost
-    assert (cost.latency, cost.attention_latency) == (cost.exact_latency, cost.exact_attention_latency)
-    assert (cost.latency_ratio.value, cost.latency_ratio.low, cost.latency_ratio.high) == (1, 1, 1)
-    assert cost.memory == cost.exact_memory
+def test_exact_attention_is_measured_beside_itself() -> None:
+    """Two arms of the same show what chance alone gives: no ratio of exactly 1 without an interval."""
+    measurement = measured(Exact())[0]
+    cost = measurement.cost
+    for timings, ratio in (
+        (measurement.end_to_end, cost.latency_ratio),
+        (measurement.attention, cost.attention_latency_ratio),
+    ):
+        assert ratio == median_ratio(timings.per_round("exact"), timings.per_round("exact again"))
+        assert ratio.low < ratio.high
+    assert cost.latency != cost.exact_latency
+    assert cost.attention_latency != cost.exact_attention_latency
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeesBackend(Free):
+    """Writes down whether the flash backend is allowed where it runs."""
+
+    seen: list[bool]
+
+    def __call__(self, inputs: AttentionInputs) -> Tensor:
+        self.seen.append(torch.backends.cuda.flash_sdp_enabled())  # of a CPU too
+        return super().__call__(inputs)
+
+
+@pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
+@pytest.mark.parametrize("native", [False, True], ids=["variant", "native"])
+def test_what_is_not_replaced_runs_on_the_same_backend_in_every_arm(
+    native: bool, backend: SDPBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    found: list[dict[str, set[bool]]] = []
+
+    def forward(backbone: TimmBackbone, batch: Batch) -> Tensor:
+        seen.append(torch.backends.cuda.flash_sdp_enabled())
+        return classify(backbone, batch)
+
+    def spy(arms: Mapping[str, Arm], *options: Any) -> Timings:
+        found.append({})
+        for name, arm in arms.items():
+            seen.clear()
+            arm.prepare()
+            arm.run()
+            found[-1][name] = set(seen)
+        return interleave(arms, *options)
+
+    def peak(call: Callable[[], object], warm_up: Callable[[], object], _: torch.device) -> Memory:
+        for each in (call, warm_up):
+            seen.clear()
+            each()
+            found.append({"memory": set(seen)})
+        return Memory(peak_mib=1.0, reserved_mib=None, method="none")
+
+    monkeypatch.setattr("fnabench.cost.fastest_backend", lambda *_: backend)
+    monkeypatch.setattr("fnabench.cost.interleave", spy)
+    monkeypatch.setattr("fnabench.cost.peak_memory", peak)
+    backbone, variant = backbone_of(timm_model()), Native() if native else SeesBackend(seen=seen)
+    probe = Probe(batch_size=2, num_rounds=1)
+    measure_cost(backbone, variant, backbone.layers.select([3]), forward, batch_of(), probe)
+    whole, cores, *memories = found
+    expected = {backend is SDPBackend.FLASH_ATTENTION}
+    assert whole == dict.fromkeys(("exact", "variant", "free"), expected)
+    assert cores == {"exact": set()} | ({} if native else {"variant": expected})
+    assert memories == 4 * [{"memory": expected}]
+
+
+@pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
+def test_attention_that_a_backend_does_not_take_runs_on_another(backend: SDPBackend) -> None:
+    q = torch.randn(3, 17, 8)  # without heads, which no fused kernel of a CPU takes
+    outputs: list[Tensor] = []
+    run_preferring_named(backend.name, lambda: outputs.append(scaled_dot_product_attention(q, q, q)))
+    torch.testing.assert_close(outputs[0], (q @ q.mT / 8**0.5).softmax(-1) @ q)
 
 
 def test_a_part_of_the_core_is_timed_in_the_same_rounds_and_takes_less_than_the_whole() -> None:

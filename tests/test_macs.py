@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from builders import random_images, timm_model
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from fnabench.attention.base import AttentionShape
+from fnabench.attention.base import Attention, AttentionShape
 from fnabench.attention.exact import Exact
 from fnabench.attention.fna import Fna
+from fnabench.attention.fna_refined import FnaRefined
 from fnabench.attention.free import Free
+from fnabench.attention.masked import Masked
 from fnabench.macs import attention_macs, count_macs, crossover_tokens
 from fnabench.models.timm_layers import timm_layers
 
@@ -30,6 +33,17 @@ def test_fused_attention_is_counted(mode: type) -> None:
     q = torch.ones(2, 3, 17, 8)
     with mode():
         assert count_macs(lambda: scaled_dot_product_attention(q, q, q)) == 2 * 3 * 2 * 17 * 17 * 8
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_causal_attention_counts_the_pairs_that_it_allows(mode: type) -> None:
+    q, k, v = torch.ones(2, 6, 5, 8), torch.ones(2, 3, 7, 8), torch.ones(2, 3, 7, 4)
+    with mode():
+        counted = count_macs(lambda: scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True))
+        square = count_macs(lambda: scaled_dot_product_attention(q, q, q, None, 0.0, True))
+    assert counted == 2 * 6 * (1 + 2 + 3 + 4 + 5) * (8 + 4)
+    shape = replace(SHAPE, num_tokens=5, num_heads=6, head_dim=8, is_causal=True)
+    assert square == 2 * Exact().macs(shape, 1)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -62,6 +76,30 @@ def test_the_inverse_is_over_half_of_fna_at_224_pixels() -> None:
     macs = attention_macs(Fna(num_landmarks=64, resample="forward"), [shape] * 12)
     assert macs > attention_macs(Exact(), [shape] * 12)
     assert macs < 2 * 12 * 12 * 24 * 64**3
+
+
+CAUSAL = [
+    *(form(num_landmarks=number) for form in (Fna, FnaRefined) for number in (3, 16, 64)),
+    Fna(num_landmarks=16, method="kmeans", resample="layer"),
+    Fna(num_landmarks=16, method="rpcholesky"),
+    FnaRefined(num_landmarks=16, per_head=True, features="q", num_sinks=0),
+    Masked(inner=Fna(num_landmarks=8)),
+]
+
+
+@pytest.mark.parametrize("attention", CAUSAL)
+def test_under_a_causal_mask_the_crossover_is_where_the_variant_is_cheaper_for_good(attention: Attention) -> None:
+    """Its blocks make the multiply-accumulates rise in steps, so that it may be cheaper for a while before."""
+    causal = replace(SHAPE, num_prefix=0, is_causal=True)
+    resized = [replace(causal, num_tokens=number) for number in range(1, 1200)]
+    dear = [each.num_tokens for each in resized if attention.macs(each, 4) >= Exact().macs(each, 4)]
+    assert 1 < crossover_tokens(attention, Exact(), [causal] * 4) == dear[-1] + 1 < 1000
+
+
+def test_the_crossover_is_found_fast_where_a_variant_always_saves_half() -> None:
+    causal, begin = replace(SHAPE, num_prefix=0, is_causal=True), time.monotonic()
+    assert crossover_tokens(Fna(num_landmarks=2), Exact(), [causal]) == 22
+    assert time.monotonic() - begin < 5
 
 
 def test_nothing_is_cheaper_than_itself() -> None:

@@ -104,6 +104,21 @@ def test_the_macs_of_an_image_count_each_of_its_tiles(llava_folder, name):
 
 
 @pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
+def test_the_macs_of_exact_do_not_depend_on_the_layers_that_are_replaced(llava_folder, name):
+    probe, counted = Probe(batch_size=1, num_rounds=1, memory=False), set()
+
+    def embed(backbone, batch):
+        return backbone.encode_image(batch.images)
+
+    for scope, layers in (("vision", "half"), ("decoder", [0]), ("both", "all")):
+        backbone = load(llava_folder(name), scope=scope)
+        chosen = backbone.layers.select(layers)
+        cost = measure_cost(backbone, FNA, chosen, embed, loader(backbone).first(1), probe).cost
+        counted.add(cost.exact_macs)
+    assert len(counted) == 1
+
+
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
 @pytest.mark.parametrize("task", [Tokens(), Segmentation()])
 def test_tiles_have_no_one_grid_of_patches(llava_folder, name, task):
     chosen = model(llava_folder(name))

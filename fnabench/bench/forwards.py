@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import timm
@@ -13,11 +13,11 @@ from fnabench.attention.exact import Exact
 from fnabench.attention.free import Free
 from fnabench.bench.inputs import to_tensor
 from fnabench.bench.report import Row, compare_arms
-from fnabench.cost import attach_alone, capture_inputs
+from fnabench.cost import capture_inputs, forward_arms
 from fnabench.loader import Batch
 from fnabench.models.timm_vit import TimmBackbone
-from fnabench.sdpa import fastest_backend, run_preferring
-from fnabench.timing import Arm, interleave
+from fnabench.sdpa import fastest_backend
+from fnabench.timing import interleave
 
 
 def compare_forwards(
@@ -30,7 +30,7 @@ def compare_forwards(
 ) -> Iterator[Row]:
     """Each variant and free attention beside exact attention, and free beside each variant: its share of the ceiling.
 
-    The images [B, 3, S, S] give the model its size, device and dtype; exact attention takes its fastest backend there.
+    The images [B, 3, S, S] give the model its size, device and dtype; all take the backend that is fastest for exact.
     """
     module = timm.create_model(architecture, img_size=images.shape[-1]).eval().to(images.device, images.dtype)
     made = TimmBackbone(module, to_tensor)
@@ -39,11 +39,8 @@ def compare_forwards(
         made, layers[:1], lambda model, batch: model.classify(batch.images), Batch(images=images, samples=())
     )
     backend = fastest_backend(captured[0], images.device)
-    forward: Callable[[], None] = partial(run_preferring, backend, partial(made.classify, images))
-    arms = {
-        name: Arm(prepare=partial(attach_alone, made, core, layers), run=forward)
-        for name, core in {"exact": Exact(), **variants, "free": Free()}.items()
-    }
+    cores = {"exact": Exact(), **variants, "free": Free()}
+    arms = forward_arms(made, layers, cores, partial(made.classify, images), backend)
     timings = interleave(arms, num_rounds, images.device)
     for arm in (*variants, "free"):
         yield compare_arms(what, timings, "exact", arm)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fnabench.environment import describe_environment
@@ -70,8 +71,8 @@ def compare_arms(what: str, timings: Timings, baseline: str, arm: str, goal: str
         what=what,
         baseline=baseline,
         arm=arm,
-        baseline_ms=sorted(theirs)[len(theirs) // 2],
-        arm_ms=sorted(ours)[len(ours) // 2],
+        baseline_ms=float(np.median(theirs)),
+        arm_ms=float(np.median(ours)),
         ratio=median_ratio(theirs, ours),
         goal=goal,
     )
