@@ -44,7 +44,7 @@ LAYERS = (
         "models.preprocessing",
     ),
     ("models.*",),
-    ("contract", "cost", "surgery", "asking", "bertscore"),
+    ("contract", "cost", "surgery", "asking", "bertscore", "finite"),
     ("budget",),
     ("tasks.*",),
     ("record",),
