@@ -51,5 +51,6 @@ class _Beside(Exact):
     def __call__(self, inputs: AttentionInputs) -> Float[Tensor, "B H N D"]:
         exact = super().__call__(inputs)
         off = (self.variant(inputs).float() - exact.float()).flatten(1).norm(dim=1)
-        self.errors[inputs.layer] = off / exact.float().flatten(1).norm(dim=1)
+        relative = off / exact.float().flatten(1).norm(dim=1)
+        self.errors[inputs.layer] = relative.where(off != 0, 0)  # of an output that is all zero too
         return exact

@@ -53,6 +53,8 @@ def fit_linear_head(
     with torch.inference_mode(False), torch.no_grad():
         features, targets = _near(features, device), _near(targets, device)
         mean, scale = _moments(features, device, rows_at_once)
+        if not (mean.isfinite().all() and scale.isfinite().all()):
+            raise BadInputError("a linear head cannot be fitted on features whose mean or deviation is not finite")
         held_out = torch.unique(torch.tensor(groups), return_inverse=True)[1] % HELD_OUT == 0
 
         def choose(chosen: Bool[Tensor, " n"]) -> _Samples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -17,6 +18,7 @@ from fnabench.cost import Measurement, attach_alone, measure_cost
 from fnabench.data.base import Sample, Source
 from fnabench.decoded import Decoded
 from fnabench.experiment import Experiment
+from fnabench.finite import only_finite
 from fnabench.identity import digest
 from fnabench.loader import Batch, Loader
 from fnabench.models.base import Backbone
@@ -52,7 +54,11 @@ def fit(experiment: Experiment, store: Store, backbone: Callable[[], Backbone]) 
     with store.lock(experiment.fit_key):
         if (fitted := store.find_fitted(experiment.fit_key)) is None:
             backbone().layers.detach()
-            with torch.inference_mode(), steps("fitting with exact attention", len(training)) as advance:
+            with (
+                torch.inference_mode(),
+                _only_finite(experiment.twin, backbone()),
+                steps("fitting with exact attention", len(training)) as advance,
+            ):
                 state = experiment.task.fit(backbone(), _loader(experiment, backbone(), training, advance))
             fitted = store.save_fitted(experiment.fit_key, state)
     return fitted
@@ -92,7 +98,7 @@ def prepare(experiment: Experiment, backbone: Callable[[], Backbone]) -> Calibra
     model, source = backbone(), experiment.calibration_images
     wanted = min(attention.num_calibration_images, len(source))
     model.layers.detach()
-    with torch.inference_mode(), steps("calibration", wanted) as advance:
+    with torch.inference_mode(), _only_finite(experiment.twin, model), steps("calibration", wanted) as advance:
         images = _loader(replace(experiment, batch_size=1), model, source, advance)
         forwards = (partial(experiment.task.forward, model, image) for image in islice(images, wanted))
         calibrated = attention.calibrate(model.layers, forwards)
@@ -103,7 +109,11 @@ def prepare(experiment: Experiment, backbone: Callable[[], Backbone]) -> Calibra
 def evaluate(experiment: Experiment, attention: Attention, backbone: Backbone, fitted: Mapping[str, Tensor]) -> Scores:
     """The accuracy pass: the task's protocol over the whole data set."""
     attach_alone(backbone, attention, [backbone.layers[index] for index in experiment.layer_indices])
-    with torch.inference_mode(), steps(f"accuracy, {experiment.names['attention']}", len(experiment.source)) as advance:
+    with (
+        torch.inference_mode(),
+        _only_finite(experiment, backbone),
+        steps(f"accuracy, {experiment.names['attention']}", len(experiment.source)) as advance,
+    ):
         return experiment.task.evaluate(backbone, _loader(experiment, backbone, experiment.source, advance), fitted)
 
 
@@ -121,6 +131,12 @@ def probe(experiment: Experiment, attention: Attention, backbone: Backbone) -> M
             experiment.seed,
             on_step=lambda: advance(1),
         )
+
+
+def _only_finite(experiment: Experiment, backbone: Backbone) -> AbstractContextManager[None]:
+    return only_finite(
+        backbone, experiment.names["attention"], experiment.dtype, is_exact=experiment.attention.is_exact
+    )
 
 
 def _forward(task: Task, backbone: Backbone, batch: Batch) -> object:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fnabench.cost import Cost
 from fnabench.environment import Environment
-from fnabench.errors import FnabenchError
+from fnabench.errors import BadInputError, FnabenchError
 from fnabench.identity import digest
 from fnabench.statistics import Comparison, Estimate
 
@@ -83,9 +85,20 @@ _ADAPTER = TypeAdapter(Record)
 
 
 def to_json(record: Record) -> str:
-    """The record as text, closed by a digest over all of it."""
+    """The record as text, closed by a digest over all of it; BadInputError where it holds what is no number."""
+    for name, value in _not_finite(_ADAPTER.dump_python(record)):
+        raise BadInputError(f"{name} is {value}, which no record can hold; nothing was recorded")
     body = json.loads(_ADAPTER.dump_json(record))
     return json.dumps(body | {"digest": digest(body)}, indent=1) + "\n"
+
+
+def _not_finite(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """NaN and infinities, which JSON has not, with their dotted names."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield name, value
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, each in items:
+        yield from _not_finite(each, f"{name}.{key}".lstrip("."))
 
 
 def from_json(text: str) -> Record:

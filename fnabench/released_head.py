@@ -38,7 +38,10 @@ def read_released_head(path: Path) -> dict[str, Tensor]:
             )
     scale = parts["bn.weight"] / (parts["bn.running_var"] + EPS).sqrt()
     weight = kernel.flatten(1)
-    return {"weight": weight * scale, "bias": parts["conv_seg.bias"] + weight @ (parts["bn.bias"] - scale * mean)}
+    head = {"weight": weight * scale, "bias": parts["conv_seg.bias"] + weight @ (parts["bn.bias"] - scale * mean)}
+    if not all(part.isfinite().all() for part in head.values()):
+        raise BadInputError(f"{path} gives weights that are not finite; download it again")
+    return head
 
 
 def _read_parts(path: Path) -> dict[str, Tensor]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fnabench.errors import BadInputError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -81,6 +83,16 @@ class Scores:
     """What else was found, by name: kept in arrays.npz beside the record."""
     rows: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """A table of findings, by column: kept in rows.parquet beside the record."""
+
+    def __post_init__(self) -> None:
+        for metric, samples in self.metrics.items():
+            for values in (samples.numerator, samples.denominator):
+                if len(places := np.argwhere(~np.isfinite(values))):
+                    sample, column = places[0]
+                    raise BadInputError(
+                        f"{metric} is {values[sample, column]} for sample {samples.ids[sample]}, which has no mean; "
+                        "give dtype=float32, another model= or data without that sample"
+                    )
 
     @property
     def main(self) -> SampleScores:

@@ -1,6 +1,7 @@
 """How answers to visual questions are made comparable and scored; the VQA evaluation's rules, with its quirks.
 
-Sources: the VQA v2 evaluation (official), Big Vision's and EvalAI's versions of it, which differ in when they apply.
+Sources: the VQA v2 evaluation of 2017 (official: vqaEval.py of GT-Vision-Lab/VQA), and Big Vision's and EvalAI's
+versions of it, which differ in when they apply.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eigh
 _ARTICLES = ("a", "an", "the")
 _CONTRACTIONS = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
-    he'd've he's how'd how'll how's i'd've i'm i've isn't it'd it'd've it'll ma'am mightn't mightn't've
+    he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've
     might've mustn't must've needn't not've o'clock oughtn't shan't she'd've should've shouldn't shouldn't've
     somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's something'd
     something'd've something'll that's there'd there'd've there're there's they'd they'd've they'll they're
@@ -24,6 +25,7 @@ _CONTRACTIONS = """
     who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll
     y'all'd've you'd you'd've you'll you're you've
 """.split()  # noqa: SIM905  one word list reads better than 80 strings
+"""Without those of "I", which the official list has in capitals: it is asked for words in lower case."""
 _WORDS = (
     {word[:at] + word[at + 1 :]: word for word in _CONTRACTIONS for at, letter in enumerate(word) if letter == "'"}
     | {number: str(value) for value, number in enumerate(_NUMBERS)}
@@ -68,13 +70,14 @@ def _one_line(text: str) -> str:
 
 @_remembered
 def _punctuation(text: str) -> str:
-    """Marks go where they stand at a word's edge, or anywhere if a number holds a comma; else they become a space."""
+    """A mark goes if it stands at a word's edge anywhere in the text as given, every mark if a number there holds a
+    comma; else it becomes a space."""
     has_thousands = re.search(r"\d,\d", text) is not None
+    plain = text
     for mark in _PUNCTUATION:
-        if mark in text:
-            at_edge = f"{mark} " in text or f" {mark}" in text
-            text = text.replace(mark, "" if at_edge or has_thousands else " ")
-    return re.sub(r"\.(?!\d)", "", text)
+        at_edge = f"{mark} " in text or f" {mark}" in text
+        plain = plain.replace(mark, "" if at_edge or has_thousands else " ")
+    return re.sub(r"\.(?!\d)", "", plain)
 
 
 @_remembered

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = (
     ("errors",),
-    ("identity", "device", "environment", "linear_head", "progress", "released_head", "scores"),
+    ("identity", "device", "environment", "linear_head", "neighbours", "progress", "released_head", "scores"),
     ("statistics",),
     (
         "attention.base",
@@ -44,7 +44,7 @@ LAYERS = (
         "models.preprocessing",
     ),
     ("models.*",),
-    ("contract", "cost", "surgery", "asking", "bertscore"),
+    ("contract", "cost", "surgery", "asking", "bertscore", "finite"),
     ("budget",),
     ("tasks.*",),
     ("record",),

@@ -55,6 +55,14 @@ def test_k_limits_who_may_vote():
     assert classify("knn", ["nearly left"], [7], bank, temperature=1e6, num_neighbours=1).value == 1.0
 
 
+def test_of_neighbours_that_are_equally_near_the_first_may_vote():
+    bank = (["left"] * 40, [2, *[1] * 39])
+    assert classify("knn", ["left"], [2], bank, num_neighbours=1).value == 1.0
+    assert classify("knn", ["left"], [1], bank, num_neighbours=3).value == 1.0
+    first_and_last = (["left"] * 40, [2] * 2 + [1] * 38)
+    assert classify("knn", ["left"], [2], first_and_last, num_neighbours=3).value == 1.0
+
+
 def test_the_votes_are_those_of_a_plain_computation():
     generator = np.random.default_rng(0)
     bank = torch.nn.functional.normalize(torch.from_numpy(generator.standard_normal((40, 5))).float(), dim=-1)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from builders import random_images, softmax_attention, timm_model, watch
+from builders import attention_inputs, random_images, softmax_attention, timm_model, watch
 from fnabench.tasks.fidelity import Fidelity
 from lookup import Numbered, samples
 
 from fnabench.attention.exact import Exact
 from fnabench.attention.fna import Fna
 from fnabench.attention.native import Native
+from fnabench.beside import _Beside
 from fnabench.errors import BadInputError
 from fnabench.loader import Loader
 from fnabench.models.timm_vit import TimmBackbone
@@ -112,3 +115,11 @@ def test_a_model_without_a_head_has_no_class_metrics():
 def test_the_neighbours_must_be_at_least_one():
     with pytest.raises(BadInputError, match=r"task\.num_neighbours=0 must be at least 1"):
         Fidelity(num_neighbours=0)
+
+
+def test_a_layer_without_any_output_has_no_error():
+    inputs = attention_inputs()
+    silent = replace(inputs, v=torch.zeros_like(inputs.v))
+    errors = {}
+    _Beside(variant=Fna(num_landmarks=3), errors=errors)(silent)
+    assert errors[inputs.layer].tolist() == [0.0] * len(inputs.q)

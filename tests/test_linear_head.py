@@ -199,3 +199,11 @@ def test_the_test_split_has_no_part_in_the_choice(tmp_path, monkeypatch, capsys)
     assert first.identity["data"] != second.identity["data"]
     assert first.fitted == second.fitted
     assert len(list((world.results / ".fitted").glob("*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_features_without_mean_and_deviation_are_refused(value):
+    features, targets = noisy_classes(30, noise=0.1)
+    features[7, 2] = value
+    with pytest.raises(BadInputError, match="features whose mean or deviation is not finite"):
+        fit_linear_head(features, targets, range(30))

@@ -78,6 +78,14 @@ def without(name: str) -> dict[str, torch.Tensor]:
         (ReleasedHead().state() | {"decode_head.conv_seg.weight": torch.ones(11, 64, 3, 3)}, r"\(11, 64, 3, 3\)"),
         (ReleasedHead().state() | {"decode_head.conv_seg.weight": torch.ones(11, 64)}, r"has the shape"),
         ("nothing", "it lacks decode_head.bn.weight"),
+        (
+            ReleasedHead().state() | {"decode_head.conv_seg.bias": torch.full((NUM_CLASSES,), torch.nan)},
+            "gives weights that are not finite",
+        ),
+        (
+            ReleasedHead().state() | {"decode_head.bn.running_var": torch.full((NUM_CHANNELS,), -1.0)},
+            "gives weights that are not finite",
+        ),
     ],
 )
 def test_other_states_are_refused_with_the_reason(tmp_path, state, reason):

@@ -68,3 +68,40 @@ def test_k_larger_than_the_database_is_cut():
 def test_no_k_and_one_below_1_are_refused(ks):
     with pytest.raises(BadInputError, match=r"task\.ks=\[.*\] must be one number or more, each at least 1"):
         Retrieval(ks=ks)
+
+
+def test_equal_products_come_in_the_order_of_their_indices_whatever_k_is():
+    generator = np.random.default_rng(0)
+    few, queries = (generator.standard_normal((n, 64)).astype(np.float32) for n in (40, 300))
+    copied = generator.integers(len(few), size=900)  # each of the rows about 22 times over, in no order
+    database = few[copied]
+    row_order = np.argsort(-(queries.astype(np.float64) @ few.T.astype(np.float64)), axis=1)
+    expected = np.array([np.concatenate([np.flatnonzero(copied == row) for row in each]) for each in row_order])
+    for k in (1, 5, 10, 21, 60, 900):
+        found, products = nearest(database, queries, k)
+        np.testing.assert_array_equal(found, expected[:, :k])
+        alone, own = nearest(database, queries[7:8], k)  # which faiss computes in another way
+        np.testing.assert_array_equal(alone, found[7:8])
+        np.testing.assert_array_equal(own, products[7:8])
+
+
+def test_products_that_are_equal_by_chance_come_in_the_order_of_their_indices():
+    database = np.array([[0, 1], [1, 0], [-1, 0], [0, -1], [0.6, 0.8], [0.8, 0.6]], dtype=np.float32)
+    queries = np.array([[1, 1], [-1, -1]], dtype=np.float32)
+    assert nearest(database, queries, 6)[0].tolist() == [[4, 5, 0, 1, 2, 3], [2, 3, 0, 1, 4, 5]]
+    assert nearest(database, queries, 3)[0].tolist() == [[4, 5, 0], [2, 3, 0]]
+
+
+def test_recall_at_one_k_does_not_depend_on_the_others():
+    same = ["left"] * 30
+    given = {ks: recall(same, [("left",)] * 30, ks=ks).metrics for ks in ((1,), (1, 5), (1, 10), (1, 30), (30, 1))}
+    for metrics in given.values():
+        for way in ("t2i", "i2t"):
+            assert metrics[f"{way}_r1"].numerator[:, 0].tolist() == [1.0] + [0.0] * 29  # the first of all equals
+    assert given[1, 10]["i2t_r10"].numerator[:, 0].tolist() == [1.0] * 10 + [0.0] * 20
+
+
+def test_embeddings_that_are_not_finite_have_no_neighbours():
+    database = np.eye(3, dtype=np.float32)
+    with pytest.raises(BadInputError, match="not finite"):
+        nearest(database, np.array([[1, 0, 0], [np.nan, 0, 0]], dtype=np.float32), 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fnabench.errors import BadInputError
 from fnabench.scores import SampleScores, Scores, ratio_of_sums
 
 IDS = ("a", "b", "c", "d")
@@ -78,3 +79,14 @@ def test_scores_of_different_samples_do_not_go_together(change: dict[str, object
 def test_the_headline_is_the_main_metric() -> None:
     one, other = SampleScores.mean_of(np.ones(4), IDS), SampleScores.mean_of(np.zeros(4), IDS)
     assert Scores(metrics={"r1": one, "r5": other}, headline="r5").main is other
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_no_number_is_told_with_its_metric_and_its_sample(value: float) -> None:
+    fine = SampleScores.mean_of(np.ones(4), IDS)
+    spoilt = SampleScores.mean_of(np.array([1.0, 0.0, value, 1.0]), IDS)
+    with pytest.raises(BadInputError, match=f"^kl is {value} for sample c"):
+        Scores(metrics={"cosine": fine, "kl": spoilt}, headline="cosine")
+    union = SampleScores(ids=IDS, clusters=IDS, numerator=np.ones((4, 2)), denominator=np.full((4, 2), value))
+    with pytest.raises(BadInputError, match=r"^miou is .* for sample a"):
+        Scores(metrics={"miou": union}, headline="miou")

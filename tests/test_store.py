@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import multiprocessing
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from records import a_record, some_scores, some_timings
+from records import a_cost, a_record, some_scores, some_timings
 
 from fnabench.errors import BadInputError
 from fnabench.record import CorruptRecordError, from_json, to_json
+from fnabench.statistics import Estimate
 from fnabench.store import Store, read_record, read_scores
 
 
@@ -32,6 +35,21 @@ def saved(store):
 def test_a_record_survives_being_written_and_read():
     record = a_record()
     assert from_json(to_json(record)) == record
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        ("scores.top1.low", lambda value: {"scores": {"top1": Estimate(value=0.5, low=value, high=1.0)}}),
+        ("cost.ceiling_macs", lambda value: {"cost": replace(a_cost(), ceiling_macs=value)}),
+        ("config.task.sizes.1", lambda value: {"config": {"task": {"sizes": [1.0, value]}}}),
+    ],
+)
+def test_a_record_with_what_is_no_number_is_refused_before_it_is_kept(store, name, of, value):
+    with pytest.raises(BadInputError, match=f"^{re.escape(name)} is {value}, which no record can hold"):
+        store.save(a_record(**of(value)), some_scores(), {})
+    assert store.folders() == []
 
 
 def test_a_saved_record_is_found_by_its_key_only(store):

@@ -51,6 +51,20 @@ def test_official_answers_lose_their_punctuation_only_where_they_differ():
     assert normalised("x", ["The dog", "cat"], "official")[1] == ["The dog", "cat"]
 
 
+def test_the_edges_of_words_are_those_of_the_text_that_was_given():
+    assert normalised("on-off/-on", ["x"], "official")[0] == "on off on"  # no "/" or "-" stands beside a space
+    assert normalised("a-b/-c", ["x"], "official")[0] == "b c"
+    assert normalised("a- b-c", ["x"], "official")[0] == "bc"  # one of them does, and so all of them go
+    assert vqa_accuracy("on-off/-on", ["on off on"] * 9 + ["no"]) == 1.0
+    assert vqa_accuracy("a-b/-c", ["ab c"] * 10) == 0.0
+
+
+def test_contractions_of_i_are_left_as_they_are_since_the_official_list_has_them_in_capitals():
+    assert vqa_accuracy("IM happy", ["im happy"] * 10) == 1.0
+    for said in ("Im", "Ive", "Id've"):
+        assert normalised(said, ["x"], "official")[0] == said.lower()
+
+
 def test_big_vision_leaves_unanimous_answers_alone():
     assert normalised("Two", ["Two"] * 10, "big_vision") == ("Two", ["Two"] * 10)
     assert normalised("Two", ["Two", "2"], "big_vision") == ("2", ["2", "2"])

@@ -190,6 +190,11 @@ class LayerStack(Sequence[AttentionLayer]):
         for layer in self:
             layer.state.ids = ids
 
+    @property
+    def ids(self) -> Sequence[str]:
+        """Which images the latest forward ran on, where that has been told."""
+        return self[0].state.ids
+
     def detach(self) -> None:
         """Detach every layer."""
         for layer in self:

@@ -18,7 +18,7 @@ from fnabench.tiles import Images
 if TYPE_CHECKING:
     from jaxtyping import Float
     from PIL import Image
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,11 @@ class Backbone:
     def classify(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B classes"]:
         """Logits of the library's own classification head."""
         raise NotImplementedError(f"{type(self).__name__} has no classification head")
+
+    @property
+    def decoder_head(self) -> nn.Module | None:
+        """The module whose output are the logits that generate chooses words by, images first; None without one."""
+        return None
 
     def exact_beside(self) -> AbstractContextManager[LayerErrors]:
         """Exact attention in the replaced layers for a while; gives each layer's error of the variant."""

@@ -17,7 +17,7 @@ from fnabench.tiles import Images, Tiles
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from PIL import Image
-    from torch import Tensor
+    from torch import Tensor, nn
 
     Transform = Callable[[Image.Image], Images]
 
@@ -108,6 +108,10 @@ class LlavaBackbone(Backbone):
         patch = self.module.config.vision_config.patch_size
         return images.shape[-2] // patch, images.shape[-1] // patch
 
+    @property
+    def decoder_head(self) -> nn.Module:
+        return self.module.get_output_embeddings()  # type: ignore[no-any-return]
+
     def generate(
         self, images: Images, prompts: Sequence[Sequence[str]], max_new_tokens: int | None = None
     ) -> list[list[str]]:
@@ -174,7 +178,7 @@ class LlavaBackbone(Backbone):
                 use_cache=True,
             )
             last = output.last_hidden_state.take_along_dim(latest[:, :, None], 1)
-            ids = self.module.get_output_embeddings()(last).argmax(-1)  # [B, questions]
+            ids = self.decoder_head(last).argmax(-1)  # [B, questions]
             made.append(ids)
             is_open &= ~torch.isin(ids, ends)
             if not is_open.any():
