@@ -179,7 +179,10 @@ class Search:
             backend = fastest_backend(pair[0], self.batch.images.device)
             arms = {"exact": core_arm(Exact(), pair[:1], backend)}
             for number in numbers:
-                arms |= {f"{number} in {n}": core_arm(self._variant(number), pair[:n]) for n in range(1, len(pair) + 1)}
+                arms |= {
+                    f"{number} in {n}": core_arm(self._variant(number), pair[:n], backend)
+                    for n in range(1, len(pair) + 1)
+                }
             timings = interleave(arms, budget.num_rounds, self.batch.images.device, self.seed)
             times = {name: float(np.median(timings.per_round(name))) for name in arms}
             for number in numbers:

@@ -30,10 +30,10 @@ Each row is one record. Differences are variant minus exact attention on the sam
 interval of the paired bootstrap; a star marks p < 0.05 by McNemar's test, by sign flips of whole images where samples
 share one, after Holm's correction over the table; mIoU and VQA accuracy have no such test, their interval has to do.
 Ratios are latency of exact over latency of the variant, measured side by side in one process: above 1 the variant is
-faster. The ceiling is what free attention in the same blocks would give. A ~ before a ratio: the times still fell when
-the warm-up ended. Verified is a backbone whose exact attention gave the published result on this data with this
-code (`fnabench verify`); quick: on a part of the data. A record whose settings were measured again later, with newer
-code, has no row.
+faster; of exact attention beside itself they show what chance gives. The ceiling is what free attention in the same
+blocks would give. A ~ before a ratio: the times still fell or rose when the warm-up ended. Verified is a backbone whose
+exact attention gave the published result on this data with this code and dtype (`fnabench verify`); quick: on a part of
+the data. A record whose settings were measured again later has no row, unless one that has was compared with it.
 """
 
 
