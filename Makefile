@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+RESULTS ?= results/bench
 FNABENCH_ASSETS ?= assets
 export FNABENCH_ASSETS
 export HF_HUB_OFFLINE ?= 1
@@ -49,8 +50,8 @@ bench-fna: setup  ## FNA as published and refined: speed, fidelity, sinks, peers
 	$(BIN)/python -m fnabench.bench.alternatives
 	$(BIN)/python -m fnabench.bench.bounds
 
-bench-gpu:  ## test, profile and time the kernels on an NVIDIA GPU, offline; writes results/bench/gpu.{json,md}
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m fnabench.bench.gpu
+bench-gpu:  ## test, profile and time the kernels on an NVIDIA GPU, offline; writes results/bench/gpu.{json,md}, or into RESULTS=folder
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m fnabench.bench.gpu $(RESULTS)
 
 train-bundled: setup  ## train the bundled models again (hours on a CPU); goes on where it was stopped
 	$(BIN)/python -m fnabench.train.clip

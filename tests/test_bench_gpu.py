@@ -38,6 +38,7 @@ def test_exact_attention_is_timed_beside_every_other_form(tmp_path) -> None:
         "variant",
         "variant, not fused",
         "variant, selection alone",
+        "memory alone",
     }
     assert all(row.arm_ms > 0 and row.ratio.value > 0 for row in rows)
     table = write(tmp_path, "gpu", "Kernels", rows, DEVICE, notes=[PASSED]).read_text()

@@ -6,6 +6,7 @@ Timed: the attention of 12 layers side by side in one process, landmark selectio
 attention on its fastest backend, FNA as published, refined FNA in plain PyTorch, and the kernels, launched one by one
 and as one CUDA graph, on landmarks by the head mean of q; the plain form is given the cells. Besides them the variant:
 attention=fna_refined with its default settings, sinks and a sketch of the block's input, fused=true and fused=false.
+And memory alone: queries, keys and values read once and as much written, which no form can be faster than.
 Last the forward of a whole ViT-L with that variant in half of its layers, beside attention for free.
 """
 
@@ -110,6 +111,7 @@ def compare_forms(case: Case, num_rounds: int) -> Iterator[Row | Note]:
         "variant": partial(_variant, inputs, case, fused=True),
         "variant, not fused": partial(_variant, inputs, case, fused=False),
         "variant, selection alone": partial(_select, inputs, case),
+        "memory alone": _layers(case, partial(torch.addcmul, inputs.q, inputs.k, inputs.v)),
     }
     ready = {name: partial(_once, form) for name, form in forms.items()}
     if case.device.type == "cuda":
