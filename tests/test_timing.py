@@ -5,10 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from itertools import count, groupby
-from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -111,22 +109,6 @@ def test_a_machine_that_has_slowed_down_has_settled_once_it_stays_so() -> None:
     timings = interleave({"x": Arm(run=lambda: spin(next(rising)))}, 1, CPU)
     assert timings.settled
     assert timings.num_warm_up_rounds > 2 * LATEST_ROUNDS
-
-
-def test_times_as_benchmarks_had_them_count_as_settled() -> None:
-    """The records hold warm times, both runs of each round: twelve of them stand for a warm-up without drift."""
-    settled = []
-    for path in sorted((Path(__file__).parent.parent / "results").glob("*/*/*/*/latencies.parquet")):
-        times: dict[tuple[str, str], list[float]] = {}
-        for row in pq.read_table(path).to_pylist():
-            times.setdefault((row["what"], row["arm"]), []).append(row["wall_ms"])
-        for what in dict.fromkeys(what for what, _ in times):
-            arms = [run[:MOST_WARM_UP_ROUNDS] for (of, _), run in times.items() if of == what]
-            rounds = range(1, MOST_WARM_UP_ROUNDS + 1)
-            settled.append(any(all(has_settled(run[:number]) for run in arms) for number in rounds))
-    if not settled:
-        pytest.skip("no record lies below results/")
-    assert np.mean(settled) >= 0.95
 
 
 def test_a_disturbed_machine_has_warmed_up_all_the_same() -> None:
