@@ -50,7 +50,7 @@ bench-fna: setup  ## FNA as published and refined: speed, fidelity, sinks, peers
 	$(BIN)/python -m fnabench.bench.alternatives
 	$(BIN)/python -m fnabench.bench.bounds
 
-bench-gpu:  ## test, profile and time the kernels on an NVIDIA GPU, offline; writes results/bench/gpu.{json,md}, or into RESULTS=folder
+bench-gpu:  ## test, profile and time the kernels on an NVIDIA GPU, offline; writes gpu.{json,md} to RESULTS=results/bench
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m fnabench.bench.gpu $(RESULTS)
 
 train-bundled: setup  ## train the bundled models again (hours on a CPU); goes on where it was stopped

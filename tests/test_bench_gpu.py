@@ -59,7 +59,7 @@ def test_the_profile_says_how_far_the_kernels_are_from_the_plain_form() -> None:
 
 @torch.inference_mode()
 def test_a_whole_model_reaches_a_share_of_the_ceiling() -> None:
-    rows = list(compare_models("vit_tiny_patch16_224", (1, 3, 144, 144), SMALL, num_rounds=1))
+    rows = list(compare_models("vit_tiny_patch16_224", 144, SMALL, num_rounds=1))
     assert [(row.baseline, row.arm, row.goal) for row in rows] == [
         ("exact", "variant", ""), ("exact", "free", ""), ("free", "variant", "at least 0.95"),
     ]  # fmt: skip

@@ -87,7 +87,7 @@ def test_settings_that_the_kernels_do_not_know_run_in_plain_pytorch(options: dic
     assert not proofs
 
 
-@pytest.mark.parametrize("limit", ["head_dim", "cells", "dtype", "types", "patches", "heads", "gradient"])
+@pytest.mark.parametrize("limit", ["head_dim", "cells", "dtype", "types", "patches", "heads", "elements", "gradient"])
 def test_beyond_the_limits_it_runs_in_plain_pytorch(limit: str, proofs, monkeypatch: pytest.MonkeyPatch) -> None:
     given, variant = inputs(), AUTO
     if limit == "head_dim":
@@ -102,6 +102,8 @@ def test_beyond_the_limits_it_runs_in_plain_pytorch(limit: str, proofs, monkeypa
         return
     elif limit == "heads":
         monkeypatch.setattr("fnabench.kernels.limits.MOST_HEADS", 3)
+    elif limit == "elements":
+        monkeypatch.setattr("fnabench.kernels.limits.MOST_ELEMENTS", 39 * given.q.stride(2))
     elif limit == "patches":
         monkeypatch.setattr("fnabench.kernels.limits.MOST_PATCHES", 38)
         assert replace(AUTO, method="grid").is_fused(given), "no kernel samples there"

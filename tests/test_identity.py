@@ -42,30 +42,27 @@ def digest_of(module: str) -> str:
     return digest_of_code([importlib.import_module(module).Mine()])
 
 
+def is_in_the_key(path: Path, module: str) -> bool:
+    before = digest_of(module)
+    assert digest_of(module) == before
+    path.write_text(path.read_text().replace("= 1", "= 2"))
+    return digest_of(module) != before
+
+
 def test_all_of_a_foreign_package_is_in_the_key(write):
     """What it imports only while it runs too."""
     write("method/mine.py", "class Mine:\n    pass\n")
-    helper = write("method/deep/kernels.py", "FACTOR = 1\n")
-    before = digest_of("method.mine")
-    assert digest_of("method.mine") == before
-    helper.write_text("FACTOR = 2\n")
-    assert digest_of("method.mine") != before
+    assert is_in_the_key(write("method/deep/kernels.py", "FACTOR = 1\n"), "method.mine")
 
 
 def test_a_module_of_no_package_comes_with_those_beside_it(write):
     write("method.py", "import method_helpers\n\nclass Mine:\n    pass\n")
-    helper = write("method_helpers.py", "FACTOR = 1\n")
-    before = digest_of("method")
-    helper.write_text("FACTOR = 2\n")
-    assert digest_of("method") != before
+    assert is_in_the_key(write("method_helpers.py", "FACTOR = 1\n"), "method")
 
 
 def test_a_foreign_base_is_in_the_key(write):
     write("method/mine.py", "from method_base.core import Core\n\nclass Mine(Core):\n    pass\n")
-    base = write("method_base/core.py", "class Core:\n    factor = 1\n")
-    before = digest_of("method.mine")
-    base.write_text("class Core:\n    factor = 2\n")
-    assert digest_of("method.mine") != before
+    assert is_in_the_key(write("method_base/core.py", "class Core:\n    factor = 1\n"), "method.mine")
 
 
 def test_what_a_foreign_class_takes_from_an_installed_library_is_told_by_its_version(write, monkeypatch):
